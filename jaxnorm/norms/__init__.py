@@ -1,0 +1,1 @@
+"""The norms, a family to a file: arguments, checks, and a few lines of assembly."""

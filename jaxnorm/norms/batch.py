@@ -1,0 +1,201 @@
+"""Batch norm: each feature normalized over batch and space; running statistics in, running statistics out."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxnorm.arguments import AxisLike, AxisName, Call, IndexGroups, is_complex, wide
+from jaxnorm.moments import Moments, merge, merge_axis
+from jaxnorm.rules import Area
+from jaxnorm.running import RunningStats
+from jaxnorm.standardize import normalize_area, standardize_area
+
+
+def batch_norm(
+    x: ArrayLike,
+    stats: RunningStats | None,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    training: bool,
+    momentum: ArrayLike | None = 0.9,
+    epsilon: ArrayLike = 1e-5,
+    feature_axis: AxisLike = -1,
+    where: ArrayLike | None = None,
+    axis_name: AxisName = None,
+    axis_index_groups: IndexGroups | None = None,
+    ghost_size: int | None = None,
+    ddof: int = 0,
+    debias: bool = False,
+    scale_offset: ArrayLike = 0.0,
+    dtype: DTypeLike | None = None,
+    implementation: str | None = None,
+) -> tuple[jax.Array, RunningStats | None]:
+    """Normalize each feature over batch and space: by the batch in training, by running statistics in inference.
+
+        y = (scale_offset + scale) (x - mean) / sqrt(var + epsilon) + bias
+
+        training     mean, var of this batch (ddof 0);   new stats = stats.update(batch, momentum, ddof, debias)
+        inference    mean, var of `stats`;               new stats = stats
+
+    Args:
+      x: any shape, floating or complex; integers become float32.
+      stats: RunningStats of the feature axes' shape (complex for complex x). None in training: use this batch alone
+        and keep no state.
+      scale, bias: per feature, of the feature axes' shape; or with as many dimensions as x and broadcasting to it.
+      training: a Python bool; under jit a static argument.
+      momentum: the weight of the past (torch's is 1 minus it); None averages all updates equally.
+      epsilon: added to the variance inside the root.
+      feature_axis: what is kept, an axis or several; everything else is reduced.
+      where: boolean, broadcasts to x; False entries do not count, are not read, and give 0, in inference too.
+      axis_name: share the batch's statistics over these named axes, by true counts. Under plain jit with a sharded
+        batch it is not needed: statistics are global already.
+      axis_index_groups: share only within these groups of devices.
+      ghost_size: split the leading non-feature axis into ghost batches of this many rows, each normalized by itself; a
+        remainder is a smaller ghost, a remainder of one value joins its neighbour. The state gets the statistics of the
+        whole batch. Inference ignores it.
+      ddof: 1 stores the unbiased variance (torch); y always uses ddof 0.
+      debias: the state never contains its initial value (Haiku), see `RunningStats.update`.
+      scale_offset: 1.0 for parameters stored around zero; added in float32.
+      dtype: of y; default x's. Computation is in at least float32 with one rounding at the end.
+      implementation: which path computes it ("xla"); None chooses.
+
+    Returns:
+      (y, stats), always both. y is shaped like x; stats has the given state's shape and dtypes, and no gradient flows
+      through the update. Features without a valid value in this batch keep every bit of their state.
+
+    Raises:
+      ValueError: one value per feature in training; a state, mask or parameter of another shape; inference without
+        stats; ghosts together with axis_name.
+      TypeError: a traced `training`; a real state for complex x; a mask that is not boolean.
+
+    Differs from Flax (stable variance, count-weighted devices, masks that NaN cannot pass) and torch (momentum is the
+    weight of the past, features last, ddof 0 stored by default).
+
+    Example:
+      >>> import jax.numpy as jnp, jaxnorm as jn
+      >>> x = jnp.array([[1.0, 2.0], [5.0, 6.0], [9.0, 10.0]])
+      >>> y, stats = jn.batch_norm(x, jn.RunningStats.init(2), training=True)
+      >>> y[:, 0].round(4), stats.mean
+      (Array([-1.2247,  0.    ,  1.2247], dtype=float32), Array([0.5, 0.6], dtype=float32))
+      >>> y, _ = jn.batch_norm(x, stats, training=False)
+
+    Reference: Ioffe & Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2; ghosts: Hoffer, Hubara & Soudry 2017,
+    arXiv:1705.08741, algorithm 1.
+    """
+    call = Call("batch_norm", x)
+    call.training(training)
+    features = call.axes(feature_axis, "feature_axis")
+    axes = call.others(features)
+    scale = call.parameter("scale", scale, features, "feature axes")
+    bias = call.parameter("bias", bias, features, "feature axes")
+    where = call.mask(where)
+    call.epsilon(epsilon)
+    call.implementation(implementation)
+    _check_state(call, stats, call.shape(features), training)
+    options = {"epsilon": epsilon, "scale_offset": scale_offset, "dtype": call.output_dtype(dtype)}
+    if not training:
+        assert stats is not None  # _check_state said so
+        mean, var = (jnp.expand_dims(a, axes) for a in (stats.mean, stats.var))
+        return normalize_area(call.x, mean, var, scale, bias, where=where, **options), stats
+
+    if ghost_size is None:
+        call.several_values(axes, axis_name, axis_index_groups)
+        area = Area(axes, axis_name, call.axis_groups(axis_name, axis_index_groups))
+        y, m = standardize_area(call.x, scale, bias, area=area, where=where, **options)
+    else:
+        if axis_name is not None:
+            todo = "Ghosts split statistics, axis_name joins them: leave one out."
+            call.fail(
+                "`ghost_size` and `axis_name` exclude each other",
+                f"ghost_size={ghost_size}, axis_name={axis_name!r}",
+                todo,
+            )
+        parts = _ghosts(call, axes, call.positive("ghost_size", ghost_size))
+        y, m = _standardize_ghosts(call.x, where, scale, bias, axes, parts, options)
+    if stats is None:
+        return y, None
+    return y, stats.update(m, momentum=momentum, ddof=ddof, debias=debias)
+
+
+def _check_state(call: Call, stats: RunningStats | None, features: tuple[int, ...], training: bool) -> None:
+    if stats is None:
+        if not training:
+            call.fail("inference needs running statistics", "stats=None", "Pass the state that training returned.")
+        return
+    if not isinstance(stats, RunningStats):
+        got = f"{type(stats).__name__}"
+        call.fail("`stats` must be a RunningStats", got, "Start from RunningStats.init(features).", TypeError)
+    for name, value in stats._asdict().items():
+        if jnp.shape(value) != features:
+            got = f"stats.{name}.shape={jnp.shape(value)}, x.shape={call.x.shape}, features {features}"
+            call.fail("`stats` must have the shape of the feature axes", got, f"Use RunningStats.init({features}).")
+    dtype = jnp.result_type(stats.mean)
+    if wide(dtype) != dtype or not jnp.issubdtype(dtype, jnp.inexact):
+        call.fail(
+            "`stats` must be at least float32",
+            f"stats.mean of {dtype}",
+            "Keep statistics wide; x may be half precision.",
+            TypeError,
+        )
+    if is_complex(call.x.dtype) != is_complex(dtype):
+        got = f"stats.mean of {dtype}, x of {call.x.dtype}"
+        call.fail(
+            "complex x needs a complex state, and real x a real one",
+            got,
+            "Use RunningStats.init(features, dtype=...).",
+            TypeError,
+        )
+
+
+def _ghosts(call: Call, axes: tuple[int, ...], size: int) -> tuple[int, int, int]:
+    """(how many ghosts of equal size, that size, rows left over for one last ghost)."""
+    if not axes:
+        call.several_values(axes, None, None)
+    rows, *space = call.shape(axes)
+    count, rest = divmod(rows, size)
+    if count and rest * math.prod(space) == 1:
+        count, rest = count - 1, rest + size
+    call.several_values(axes, None, None, rows=min(size, rows))
+    return count, size, rest
+
+
+def _standardize_ghosts(x, where, scale, bias, axes, parts, options) -> tuple[jax.Array, Moments]:
+    lead = axes[0]
+    count, size, rest = parts
+    ys, moments = [], []
+
+    def run(cut: Callable[[jax.Array], jax.Array], axes: tuple[int, ...]) -> tuple[jax.Array, Moments]:
+        # A mask or parameter that is the same for all rows needs a new axis but no cut; x has them all.
+        def part(v: jax.Array | None) -> jax.Array | None:
+            return v if v is None else cut(v)
+
+        return standardize_area(part(x), part(scale), part(bias), area=Area(axes), where=part(where), **options)
+
+    if count:
+
+        def equal(v: jax.Array) -> jax.Array:
+            if v.shape[lead] == 1 != x.shape[lead]:
+                return jnp.expand_dims(v, lead)
+            v = jax.lax.slice_in_dim(v, 0, count * size, axis=lead)
+            return v.reshape(*v.shape[:lead], count, size, *v.shape[lead + 1 :])
+
+        y, m = run(equal, tuple(a + 1 for a in axes))
+        ys.append(y.reshape(*y.shape[:lead], count * size, *y.shape[lead + 2 :]))
+        moments.append(merge_axis(m, sum(a < lead for a in range(x.ndim) if a not in axes)))
+    if rest:
+
+        def last(v: jax.Array) -> jax.Array:
+            if v.shape[lead] == 1 != x.shape[lead]:
+                return v
+            return jax.lax.slice_in_dim(v, count * size, count * size + rest, axis=lead)
+
+        y, m = run(last, axes)
+        ys.append(y)
+        moments.append(m)
+    if len(ys) == 1:
+        return ys[0], moments[0]
+    return jnp.concatenate(ys, axis=lead), merge(*moments)

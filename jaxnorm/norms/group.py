@@ -1,0 +1,186 @@
+"""Group norm and instance norm: each sample normalized over space, for a group of features or for each alone."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxnorm.arguments import Axes, AxisLike, AxisName, Call
+from jaxnorm.rules import Area
+from jaxnorm.standardize import standardize_area
+
+
+def group_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    num_groups: int | None = None,
+    group_size: int | None = None,
+    feature_axis: AxisLike = -1,
+    axis: AxisLike | None = None,
+    epsilon: ArrayLike = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: AxisName = None,
+    scale_offset: ArrayLike = 0.0,
+    dtype: DTypeLike | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Normalize each sample over space and over a group of neighbouring features.
+
+        y = (scale_offset + scale) (x - mean) / sqrt(var + epsilon) + bias    mean, var over `axis` and the group
+
+    Args:
+      x: any shape, floating or complex; integers become float32.
+      scale, bias: per feature, of the feature axes' shape; or with as many dimensions as x and broadcasting to it.
+      num_groups, group_size: exactly one of them. Features are split into contiguous groups.
+      feature_axis: the features, one axis or several (then taken together, in the order of x).
+      axis: the space; None is every axis but axis 0 and the features. Give it for unbatched samples or several
+        batch axes.
+      epsilon: added to the variance inside the root.
+      where: boolean, broadcasts to x; False entries do not count, are not read, and give 0.
+      axis_name: named axis over whose devices the space is sharded, if it is.
+      scale_offset: 1.0 for parameters stored around zero; added in float32.
+      dtype: of y; default x's. Computation is in at least float32 with one rounding at the end.
+      implementation: which path computes it ("xla"); None chooses.
+
+    Returns:
+      y, shaped like x.
+
+    Raises:
+      ValueError: both or neither of num_groups and group_size; features that do not divide; one value per group; `axis`
+        naming a feature axis; shapes that do not fit x.
+      TypeError: a mask that is not boolean; complex parameters for real x; an integer `dtype`.
+
+    Differs from torch (epsilon 1e-5, features at axis 1 only) and Flax (32 groups by default, features last only).
+
+    Example:
+      >>> import jax.numpy as jnp, jaxnorm as jn
+      >>> jn.group_norm(jnp.array([[1.0, 3.0, 10.0, 30.0]]), num_groups=2).round(4)
+      Array([[-1.,  1., -1.,  1.]], dtype=float32)
+
+    Reference: Wu & He 2018, arXiv:1803.08494, eq. 7.
+    """
+    call = Call("group_norm", x)
+    features = call.axes(feature_axis, "feature_axis")
+    count = math.prod(call.shape(features))
+    groups = call.num_groups(num_groups, group_size, count, feature_axis)
+    space = _space(call, axis, features)
+    call.epsilon(epsilon)
+    call.implementation(implementation)
+    if groups == count:
+        call.several_values(space, axis_name, None)
+    grouped = _Groups(call.x.shape, features, groups)
+    y, _ = standardize_area(
+        grouped.split(call.x),
+        grouped.split(call.parameter("scale", scale, features, "feature axes")),
+        grouped.split(call.parameter("bias", bias, features, "feature axes")),
+        area=Area(grouped.axes(space), axis_name),
+        epsilon=epsilon,
+        where=grouped.split(call.mask(where)),
+        scale_offset=scale_offset,
+        dtype=call.output_dtype(dtype),
+    )
+    return grouped.join(y)
+
+
+def instance_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    feature_axis: AxisLike = -1,
+    axis: AxisLike | None = None,
+    epsilon: ArrayLike = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: AxisName = None,
+    scale_offset: ArrayLike = 0.0,
+    dtype: DTypeLike | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Normalize each feature of each sample over space: group norm with one feature per group.
+
+        y = (scale_offset + scale) (x - mean) / sqrt(var + epsilon) + bias        mean, var over `axis`
+
+    Args:
+      x: any shape, floating or complex; integers become float32.
+      scale, bias: per feature, of the feature axes' shape; or with as many dimensions as x and broadcasting to it.
+      feature_axis: the features, one axis or several.
+      axis: the space; None is every axis but axis 0 and the features.
+      epsilon, where, axis_name, scale_offset, dtype, implementation: as in `group_norm`.
+
+    Returns:
+      y, shaped like x.
+
+    Raises:
+      ValueError: one value per feature and sample; `axis` naming a feature axis; shapes that do not fit x.
+      TypeError: as `group_norm`.
+
+    Differs from torch (epsilon 1e-5; may keep running statistics: use `batch_norm` on one sample for that).
+
+    Example:
+      >>> import jax.numpy as jnp, jaxnorm as jn
+      >>> jn.instance_norm(jnp.array([[[1.0], [5.0], [9.0]]]))[0, :, 0].round(4)
+      Array([-1.2247,  0.    ,  1.2247], dtype=float32)
+
+    Reference: Ulyanov, Vedaldi & Lempitsky 2016, arXiv:1607.08022, eq. 2.
+    """
+    call = Call("instance_norm", x)
+    features = call.axes(feature_axis, "feature_axis")
+    space = _space(call, axis, features)
+    call.epsilon(epsilon)
+    call.implementation(implementation)
+    call.several_values(space, axis_name, None)
+    y, _ = standardize_area(
+        call.x,
+        call.parameter("scale", scale, features, "feature axes"),
+        call.parameter("bias", bias, features, "feature axes"),
+        area=Area(space, axis_name),
+        epsilon=epsilon,
+        where=call.mask(where),
+        scale_offset=scale_offset,
+        dtype=call.output_dtype(dtype),
+    )
+    return y
+
+
+def _space(call: Call, axis: AxisLike | None, features: Axes) -> Axes:
+    if axis is None:
+        return tuple(a for a in call.others(features) if a != 0)
+    space = call.axes(axis)
+    if set(space) & set(features):
+        got = f"axis={axis}, feature_axis={features}, x.shape={call.x.shape}"
+        call.fail("`axis` must not name a feature axis", got, "Name the space only; groups already reduce features.")
+    return space
+
+
+class _Groups:
+    """Features, moved side by side if they are not, seen as two axes: (group, member)."""
+
+    def __init__(self, shape: tuple[int, ...], features: Axes, groups: int):
+        self.others = tuple(a for a in range(len(shape)) if a not in features)
+        self.first = sum(a < features[0] for a in self.others)
+        self.order = (*self.others[: self.first], *features, *self.others[self.first :])
+        self.features = tuple(shape[a] for a in features)
+        self.groups = groups
+
+    def axes(self, space: Axes) -> Axes:
+        places = map(self.others.index, space)
+        return tuple(sorted((self.first + 1, *(p if p < self.first else p + 2 for p in places))))
+
+    def split(self, v: jax.Array | None) -> jax.Array | None:
+        """v, broadcastable to x, as it broadcasts to the grouped x."""
+        if v is None:
+            return None
+        v = v.transpose(self.order)
+        first, last = self.first, self.first + len(self.features)
+        before, features, after = v.shape[:first], v.shape[first:last], v.shape[last:]
+        if math.prod(features) == 1:
+            return v.reshape(*before, 1, 1, *after)
+        v = jnp.broadcast_to(v, (*before, *self.features, *after))
+        return v.reshape(*before, self.groups, math.prod(self.features) // self.groups, *after)
+
+    def join(self, y: jax.Array) -> jax.Array:
+        y = y.reshape(*y.shape[: self.first], *self.features, *y.shape[self.first + 2 :])
+        return y.transpose(tuple(map(self.order.index, range(len(self.order)))))

@@ -1,0 +1,209 @@
+"""Statistics, standardization, and their derivatives: the only file that defines a derivative.
+
+Notation, for one set of numbers x that shares statistics (n of them count):
+
+    mu = mean(x)        var = mean((x - mu)^2)        sigma = sqrt(var + epsilon)        xhat = (x - mu) / sigma
+
+A tangent dx moves them by
+
+    dmu = mean(dx)      dvar = 2 mean((x - mu) dx)
+    dxhat = (dx - dmu) / sigma - xhat dvar / (2 sigma^2)  =  (dx - mean(dx) - xhat mean(xhat dx)) / sigma
+
+The last form is a symmetric linear map of dx: its transpose is itself, so reverse mode needs no rule of its own.
+Everything in it follows from x and the per-set statistics. The tangent is therefore a linear function under
+`jax.checkpoint`: what reverse mode keeps is x, scale, the mask and one mean, residual and variance per set; xhat is
+computed again. Forward mode, any order, vmap, remat and collectives come from JAX itself, since the tangent is
+ordinary JAX code. The casts from and to the storage dtype are inside, so a half-precision gradient is rounded once.
+
+Precision. A mean of numbers near 1e6 is rounded to 0.06 in float32, which is ruinous when sigma is 1. So a centred
+set carries its mean in two parts: m, the rounded mean, and the residual mean(x - m); (x - m) - residual is then exact
+to rounding of sigma, not of the mean, and the variance is mean((x - m)^2) - residual^2. The count that divides sits
+behind an optimization barrier: XLA turns division by a constant into multiplication by its rounded reciprocal, and
+then a constant set would not give exactly zero (41 equal numbers, for one).
+
+RMS statistics are the uncentred case: mu = 0, var = mean(x^2), dmu = 0.
+
+Arguments are canonical here: x floating; `where` boolean or None; statistics and parameters with as many dimensions
+as x. Statistics come out with the reduced axes kept as size 1.
+
+Reference: Ioffe & Szegedy 2015, arXiv:1502.03167, section 3; Chan, Golub & LeVeque 1983 for the corrected two-pass.
+"""
+
+import math
+from functools import partial, reduce
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from jaxnorm.arguments import Axes, AxisName, IndexGroups, real, wide
+from jaxnorm.collectives import total
+
+
+class Area(NamedTuple):
+    """Which numbers share statistics: `axes` of x, and further devices; and whether the statistics are centred."""
+
+    axes: Axes
+    axis_name: AxisName = None
+    groups: IndexGroups | None = None
+    center: bool = True
+
+
+class Statistics(NamedTuple):
+    """Per-set statistics, reduced axes kept. The mean is `mean + residual`; `count` is the number of values."""
+
+    mean: jax.Array
+    residual: jax.Array
+    var: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+def _valid(where: jax.Array | None, x: jax.Array) -> jax.Array:
+    """x with 0 where the mask is False: before any arithmetic, so that NaN and Inf there touch nothing."""
+    return x if where is None else jnp.where(where, x, jnp.zeros((), x.dtype))
+
+
+def _square(x: jax.Array) -> jax.Array:
+    return x * x if jnp.isrealobj(x) else x.real * x.real + x.imag * x.imag
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The real inner product: a b, or Re(conj(a) b)."""
+    return a * b if jnp.isrealobj(a) else a.real * b.real + a.imag * b.imag
+
+
+def _sum(x: jax.Array, area: Area) -> jax.Array:
+    return total(jnp.sum(x, area.axes, keepdims=True), area.axis_name, area.groups)
+
+
+def _count(x: jax.Array, where: jax.Array | None, area: Area) -> jax.Array:
+    dtype = real(wide(x.dtype))
+    if where is None:
+        count = jnp.full((1,) * x.ndim, math.prod(x.shape[a] for a in area.axes), dtype)
+    else:
+        repeats = math.prod(x.shape[a] for a in area.axes if where.shape[a] == 1)
+        count = jnp.sum(where, area.axes, dtype=jnp.int32, keepdims=True).astype(dtype) * repeats
+    return lax.optimization_barrier(total(count, area.axis_name, area.groups))
+
+
+def _measure(x: jax.Array, where: jax.Array | None, area: Area) -> Statistics:
+    x = _valid(where, x).astype(wide(x.dtype))
+    count = _count(x, where, area)
+    divisor = jnp.maximum(count, 1)
+    if area.center:
+        mean = _sum(x, area) / divisor.astype(x.dtype)
+        x = _valid(where, x - mean)
+        residual = _sum(x, area) / divisor.astype(x.dtype)
+        var = jnp.maximum(_sum(_square(x), area) / divisor - _square(residual), 0)
+    else:
+        var = _sum(_square(x), area) / divisor
+        mean = residual = jnp.zeros_like(var, x.dtype)
+    # An empty set gets the variance of an untouched state: its square root is safe whatever epsilon is.
+    var = jnp.where(count > 0, var, jnp.ones((), var.dtype))
+    return Statistics(mean, residual, var, jnp.broadcast_to(count, var.shape))
+
+
+def _deviation(x: jax.Array, where: jax.Array | None, mean: jax.Array, residual: jax.Array) -> jax.Array:
+    return (_valid(where, x).astype(mean.dtype) - mean) - residual
+
+
+def _affine(y, scale, bias, offset) -> jax.Array:
+    width = reduce(np.promote_types, (wide(a.dtype) for a in (y, scale, bias) if a is not None))
+    y = y.astype(width)
+    if scale is not None:
+        y = y * (scale.astype(width) + offset.astype(width))
+    if bias is not None:
+        y = y + bias.astype(width)
+    return y
+
+
+def _apply(x, where, mean, residual, var, scale, bias, epsilon, offset, dtype: np.dtype) -> jax.Array:
+    xhat = _deviation(x, where, mean, residual) * lax.rsqrt(var + epsilon.astype(var.dtype)).astype(mean.dtype)
+    return _valid(where, _affine(xhat, scale, bias, offset)).astype(dtype)
+
+
+def _statistics_tangent(dx, deviation, count, area: Area) -> tuple[jax.Array, jax.Array]:
+    divisor = jnp.maximum(count, 1)
+    dmean = _sum(dx, area) / divisor.astype(dx.dtype) if area.center else jnp.zeros_like(count, dx.dtype)
+    return dmean, 2 * _sum(_product(deviation, dx), area) / divisor
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def measure(x: jax.Array, where: jax.Array | None, area: Area) -> Statistics:
+    """The statistics of each set of numbers."""
+    return _measure(x, where, area)
+
+
+@measure.defjvp
+def _measure_jvp(area: Area, primals, tangents):
+    x, where = primals
+    stats = measure(x, where, area)
+
+    @jax.checkpoint
+    def tangent(x, where, stats, dx):
+        dx = _valid(where, dx).astype(stats.mean.dtype)
+        deviation = _valid(where, _deviation(x, where, stats.mean, stats.residual))
+        return _statistics_tangent(dx, deviation, stats.count, area)
+
+    dmean, dvar = tangent(x, where, stats, tangents[0])
+    return stats, Statistics(dmean, jnp.zeros_like(stats.residual), dvar, jnp.zeros_like(stats.count))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(6, 7))
+def standardize(x, where, scale, bias, epsilon, offset, area: Area, dtype: np.dtype) -> tuple[jax.Array, Statistics]:
+    """Measure and apply at once: y = (offset + scale) xhat + bias in `dtype`, and the statistics."""
+    stats = _measure(x, where, area)
+    return _apply(x, where, stats.mean, stats.residual, stats.var, scale, bias, epsilon, offset, dtype), stats
+
+
+@partial(standardize.defjvp, symbolic_zeros=True)
+def _standardize_jvp(area: Area, dtype: np.dtype, primals, tangents):
+    x, where, *rest = primals
+    out = _, stats = standardize(x, where, *rest, area, dtype)
+    names = ("scale", "bias", "epsilon", "offset")
+    fixed = dict(zip(names, rest, strict=True))
+    dx, _, *rest = tangents
+    moving = {n: t for n, t in zip(names, rest, strict=True) if not (t is None or isinstance(t, SymbolicZero))}
+    dx = None if isinstance(dx, SymbolicZero) else dx
+
+    @jax.checkpoint
+    def tangent(x, where, stats, fixed, dx, moving):
+        # x and dx are widened once, here: each cotangent is then summed in full precision and rounded once.
+        x = _valid(where, x).astype(stats.mean.dtype)
+        at = {name: fixed[name] for name in moving}
+        dmean, dvar = jnp.zeros_like(stats.mean), jnp.zeros_like(stats.var)
+        if dx is not None:
+            dx = _valid(where, dx).astype(x.dtype)
+            deviation = _valid(where, _deviation(x, where, stats.mean, stats.residual))
+            dmean, dvar = _statistics_tangent(dx, deviation, stats.count, area)
+            at |= {"x": x, "mean": stats.mean, "var": stats.var}
+            moving = moving | {"x": dx, "mean": dmean, "var": dvar}
+
+        def applied(moving):
+            known = {"x": x, "where": where, "dtype": dtype} | stats._asdict() | fixed
+            del known["count"]
+            return _apply(**(known | moving))
+
+        _, dy = jax.jvp(applied, (at,), (moving,))
+        return dy, dmean, dvar
+
+    dy, dmean, dvar = tangent(x, where, stats, fixed, dx, moving)
+    return out, (dy, Statistics(dmean, jnp.zeros_like(stats.residual), dvar, jnp.zeros_like(stats.count)))
+
+
+def apply(x, where, mean, var, scale, bias, epsilon, offset, dtype: np.dtype) -> jax.Array:
+    """y = (offset + scale) (x - mean) / sqrt(var + epsilon) + bias with anyone's statistics, differentiable in all."""
+
+    @jax.checkpoint
+    def applied(x, where, mean, var, scale, bias, epsilon, offset):
+        return _apply(x, where, mean, jnp.zeros_like(mean), var, scale, bias, epsilon, offset, dtype)
+
+    return applied(x, where, mean, var, scale, bias, epsilon, offset)
+
+
+def modulate(y: jax.Array, scale: jax.Array | None, bias: jax.Array | None, offset: jax.Array) -> jax.Array:
+    """(offset + scale) y + bias in y's dtype, computed wide; reverse mode keeps y and scale as they are stored."""
+    return jax.checkpoint(lambda *args: _affine(*args).astype(y.dtype))(y, scale, bias, offset)
