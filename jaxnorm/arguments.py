@@ -123,8 +123,8 @@ class Call:
         if value.ndim == self.x.ndim and _broadcasts(value.shape, self.x.shape):
             return value
         rule = (
-            f"`{name}` must have the shape of the {which}, {self.shape(axes)}, or as many dimensions as x and broadcast "
-            "to it"
+            f"`{name}` must have the shape of the {which}, {self.shape(axes)}, or as many dimensions as x and "
+            "broadcast to it"
         )
         self.fail(rule, f"{name}.shape={value.shape}, {self._x}, {which}={axes}", "Reshape it, or check the axes.")
 

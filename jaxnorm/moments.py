@@ -15,6 +15,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm import rules
 from jaxnorm.arguments import Axes, AxisLike, AxisName, Call, IndexGroups, real, wide
 from jaxnorm.collectives import total
+from jaxnorm.rules import square
 
 
 class Moments(NamedTuple):
@@ -141,13 +142,15 @@ def merge(a: Moments, b: Moments) -> Moments:
 @jax.jit
 def _merge(a: Moments, b: Moments) -> Moments:
     count = a.count + b.count
-    divisor = jnp.maximum(count, 1)
-    share_a, share_b = a.count / divisor, b.count / divisor
+    share_a, share_b = (_share(part.count, count, a.var.dtype) for part in (a, b))
     distance = jnp.where((a.count > 0) & (b.count > 0), b.mean - a.mean, 0)
-    mean = jnp.where(a.count > 0, a.mean, b.mean) + distance * share_b
-    between = jnp.real(distance * jnp.conj(distance)) * share_a * share_b
-    var = jnp.where(count > 0, a.var * share_a + b.var * share_b + between, 1)
-    return Moments(mean, var, count)
+    mean = jnp.where(a.count > 0, a.mean, b.mean) + distance * share_b.astype(a.mean.dtype)
+    var = a.var * share_a + b.var * share_b + square(distance) * share_a * share_b
+    return Moments(mean, jnp.where(count > 0, var, 1), count)
+
+
+def _share(part: jax.Array, whole: jax.Array, dtype: DTypeLike) -> jax.Array:
+    return part.astype(dtype) / jnp.maximum(whole, 1).astype(dtype)
 
 
 def merge_over(m: Moments, axis_name: AxisName, axis_index_groups: IndexGroups | None = None) -> Moments:
@@ -187,10 +190,10 @@ def merge_axis(m: Moments, axis: int) -> Moments:
 def _pool(m: Moments, total: Callable[[jax.Array], jax.Array]) -> Moments:
     """All parts at once, in the two rounds that measuring takes: the mean, then squares around it, corrected."""
     count = total(m.count)
-    share = m.count / jnp.maximum(count, 1)
-    mean = total(m.mean * share)
+    share = _share(m.count, count, m.var.dtype)
+    weight = share.astype(m.mean.dtype)
+    mean = total(m.mean * weight)
     distance = jnp.where(m.count > 0, m.mean - mean, 0)
-    residual = total(distance * share)
-    square = total((m.var + jnp.real(distance * jnp.conj(distance))) * share)
-    var = jnp.maximum(square - jnp.real(residual * jnp.conj(residual)), 0)
+    residual = total(distance * weight)
+    var = jnp.maximum(total((m.var + square(distance)) * share) - square(residual), 0)
     return Moments(mean + residual, jnp.where(count > 0, var, 1), count)

@@ -17,9 +17,8 @@ ordinary JAX code. The casts from and to the storage dtype are inside, so a half
 
 Precision. A mean of numbers near 1e6 is rounded to 0.06 in float32, which is ruinous when sigma is 1. So a centred
 set carries its mean in two parts: m, the rounded mean, and the residual mean(x - m); (x - m) - residual is then exact
-to rounding of sigma, not of the mean, and the variance is mean((x - m)^2) - residual^2. The count that divides sits
-behind an optimization barrier: XLA turns division by a constant into multiplication by its rounded reciprocal, and
-then a constant set would not give exactly zero (41 equal numbers, for one).
+to rounding of sigma, not of the mean, and the variance is mean((x - m)^2) - residual^2. See
+`_exact_mean` for why a constant set gives exactly zero.
 
 RMS statistics are the uncentred case: mu = 0, var = mean(x^2), dmu = 0.
 
@@ -66,7 +65,8 @@ def _valid(where: jax.Array | None, x: jax.Array) -> jax.Array:
     return x if where is None else jnp.where(where, x, jnp.zeros((), x.dtype))
 
 
-def _square(x: jax.Array) -> jax.Array:
+def square(x: jax.Array) -> jax.Array:
+    """|x|^2, real, with a derivative at zero."""
     return x * x if jnp.isrealobj(x) else x.real * x.real + x.imag * x.imag
 
 
@@ -86,20 +86,29 @@ def _count(x: jax.Array, where: jax.Array | None, area: Area) -> jax.Array:
     else:
         repeats = math.prod(x.shape[a] for a in area.axes if where.shape[a] == 1)
         count = jnp.sum(where, area.axes, dtype=jnp.int32, keepdims=True).astype(dtype) * repeats
-    return lax.optimization_barrier(total(count, area.axis_name, area.groups))
+    return total(count, area.axis_name, area.groups)
+
+
+def _exact_mean(sum: jax.Array, count: jax.Array) -> jax.Array:
+    """sum / count, correctly rounded.
+
+    XLA turns division by a constant, or by one number for many, into multiplication by its rounded reciprocal. Then the
+    deviations of a constant set, all equal to a few ulps of it and summed exactly, would not have that very number as
+    their mean (41 equal numbers, for one). A divisor that depends on the sum leaves XLA no reciprocal to share.
+    """
+    return sum / jnp.where(jnp.isnan(sum), 1, jnp.maximum(count, 1)).astype(sum.dtype)
 
 
 def _measure(x: jax.Array, where: jax.Array | None, area: Area) -> Statistics:
     x = _valid(where, x).astype(wide(x.dtype))
     count = _count(x, where, area)
-    divisor = jnp.maximum(count, 1)
     if area.center:
-        mean = _sum(x, area) / divisor.astype(x.dtype)
+        mean = _exact_mean(_sum(x, area), count)
         x = _valid(where, x - mean)
-        residual = _sum(x, area) / divisor.astype(x.dtype)
-        var = jnp.maximum(_sum(_square(x), area) / divisor - _square(residual), 0)
+        residual = _exact_mean(_sum(x, area), count)
+        var = jnp.maximum(_exact_mean(_sum(square(x), area), count) - square(residual), 0)
     else:
-        var = _sum(_square(x), area) / divisor
+        var = _exact_mean(_sum(square(x), area), count)
         mean = residual = jnp.zeros_like(var, x.dtype)
     # An empty set gets the variance of an untouched state: its square root is safe whatever epsilon is.
     var = jnp.where(count > 0, var, jnp.ones((), var.dtype))

@@ -156,7 +156,8 @@ def _update(stats: RunningStats, m: Moments, rates: _Rates | None, *, ddof: int,
 def _with_ddof(m: Moments, ddof: int) -> jax.Array:
     if not ddof:
         return m.var
-    return m.var * (m.count / jnp.where(m.count > ddof, m.count - ddof, 1)).astype(m.var.dtype)
+    n = m.count.astype(m.var.dtype)
+    return m.var * (n / jnp.where(n > ddof, n - ddof, 1))
 
 
 def _check_update(stats: RunningStats, m: Moments, momentum: Any, debias: bool) -> None:

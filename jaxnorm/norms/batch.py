@@ -186,7 +186,7 @@ def _standardize_ghosts(x, where, scale, bias, axes, parts, options) -> tuple[ja
         y, m = run(equal, tuple(a + 1 for a in axes))
         ys.append(y.reshape(*y.shape[:lead], count * size, *y.shape[lead + 2 :]))
         moments.append(merge_axis(m, sum(a < lead for a in range(x.ndim) if a not in axes)))
-    if rest:
+    if rest or not count:
 
         def last(v: jax.Array) -> jax.Array:
             if v.shape[lead] == 1 != x.shape[lead]:

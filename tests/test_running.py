@@ -1,0 +1,193 @@
+"""Running statistics: every framework's convention, exact pooling, blending, and what inference does with them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+import jaxnorm as jn
+
+STEPS = 20
+
+
+@pytest.fixture
+def batches(rng):
+    """Twenty batches of unequal sizes whose mean and spread drift."""
+    return [
+        (rng.normal(size=(rng.integers(2, 9), 4, 3)) * (1 + i / 10) + 3 + i / 5).astype(np.float32) for i in range(STEPS)
+    ]
+
+
+def measured(batch):
+    wide = batch.astype(np.float64).reshape(-1, batch.shape[-1])
+    return wide.mean(0), wide.var(0), len(wide)
+
+
+CONVENTIONS = {
+    "Flax": {"momentum": 0.99},
+    "Keras": {"momentum": 0.99, "epsilon": 1e-3},
+    "torch": {"momentum": 0.9, "ddof": 1},
+    "lessons": {"momentum": 0.9},
+    "all past": {"momentum": 1.0},
+    "no past": {"momentum": 0.0},
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("options", CONVENTIONS.values(), ids=CONVENTIONS)
+def test_exponential_conventions(options, compiled, batches):
+    """momentum * old + (1 - momentum) * batch, from mean 0 and variance 1."""
+    stats, expected = jn.RunningStats.init(3), (np.zeros(3), np.ones(3))
+    step = functools.partial(jn.batch_norm, training=True, **options)
+    step = jax.jit(step) if compiled else step
+    for batch in batches:
+        _, stats = step(batch, stats)
+        expected = reference.running(
+            expected, measured(batch), past=options["momentum"], ddof=options.get("ddof", 0)
+        )
+    np.testing.assert_allclose(stats.mean, expected[0], rtol=1e-6)
+    np.testing.assert_allclose(stats.var, expected[1], rtol=1e-6)
+    np.testing.assert_array_equal(stats.count, STEPS)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.999])
+def test_haiku_debiasing(momentum, batches):
+    """A zero-initialized average divided by 1 - momentum^t, at every step; the first equals its batch."""
+    stats, hidden = jn.RunningStats.init(3), [np.zeros(3), np.zeros(3)]
+    for t, batch in enumerate(batches, start=1):
+        _, stats = jn.batch_norm(batch, stats, training=True, momentum=momentum, debias=True)
+        hidden = [momentum * h + (1 - momentum) * b for h, b in zip(hidden, measured(batch)[:2], strict=True)]
+        if t == 1:
+            m = jn.moments(batch, (0, 1))
+            np.testing.assert_array_equal(stats.mean, m.mean)
+            np.testing.assert_array_equal(stats.var, m.var)
+        np.testing.assert_allclose(stats.mean, hidden[0] / (1 - momentum**t), rtol=1e-6)
+        np.testing.assert_allclose(stats.var, hidden[1] / (1 - momentum**t), rtol=1e-6)
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_cumulative_average(ddof, batches):
+    """momentum=None: torch's cumulative mode, all updates weigh the same."""
+    stats = jn.RunningStats.init(3)
+    for batch in batches:
+        _, stats = jn.batch_norm(batch, stats, training=True, momentum=None, ddof=ddof)
+    means, variances, counts = map(np.array, zip(*map(measured, batches), strict=True))
+    np.testing.assert_allclose(stats.mean, means.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(stats.var, (variances * (counts / (counts - ddof))[:, None]).mean(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"debias": True}], ids=str)
+def test_traced_momentum_equals_a_python_number(options, batches):
+    m = jn.moments(batches[0], (0, 1))
+    stats = jn.RunningStats(jnp.ones(3), jnp.ones(3), jnp.full(3, 4.0))
+    traced = jax.jit(lambda momentum: stats.update(m, momentum=momentum, **options))(0.9)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), traced, stats.update(m, momentum=0.9, **options)
+    )
+
+
+def test_before_any_update_inference_changes_nothing_but_epsilon(rng):
+    x = rng.normal(size=(5, 3)).astype(np.float32)
+    y, stats = jn.batch_norm(x, jn.RunningStats.init(3), training=False)
+    np.testing.assert_allclose(y, x / np.sqrt(1 + 1e-5), rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, stats, jn.RunningStats.init(3))
+
+
+def test_inference_returns_the_very_state_and_does_not_see_the_batch(rng):
+    x = rng.normal(size=(5, 3)).astype(np.float32)
+    stats = jn.RunningStats(jnp.array([1.0, 2.0, 3.0]), jnp.array([4.0, 0.25, 1.0]), jnp.ones(3))
+    y, new = jn.batch_norm(x, stats, jnp.full(3, 2.0), jnp.full(3, 1.0), training=False, ghost_size=2, epsilon=0.0)
+    assert new is stats
+    np.testing.assert_allclose(y, (x - [1, 2, 3]) / [2, 0.5, 1] * 2 + 1, rtol=1e-5, atol=1e-6)
+    one, _ = jn.batch_norm(x[:1], stats, training=False, epsilon=0.0)
+    np.testing.assert_allclose(one, (x[:1] - [1, 2, 3]) / [2, 0.5, 1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_state_dtype_never_depends_on_the_data(dtype, rng):
+    x = jnp.asarray(rng.normal(size=(8, 3)) * 100 + 1000, dtype)
+    _, stats = jn.batch_norm(x, jn.RunningStats.init(3), training=True, momentum=0.0)
+    assert {leaf.dtype for leaf in stats} == {jnp.dtype(jnp.float32)}
+    np.testing.assert_allclose(stats.mean, np.asarray(x, np.float64).mean(0), rtol=1e-6)
+    y, _ = jn.batch_norm(x, stats, training=False)
+    wide = np.asarray(x, np.float64)
+    expected = (wide - wide.mean(0)) / np.sqrt(wide.var(0) + 1e-5)
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=float(jnp.finfo(dtype).eps), atol=1e-5)
+
+
+def test_float64_data_keeps_a_float32_state_and_a_float64_state_stays(rng):
+    with jax.enable_x64(True):
+        x = rng.normal(size=(8, 3)) + 5
+        _, stats = jn.batch_norm(x, jn.RunningStats.init(3), training=True)
+        assert stats.mean.dtype == stats.var.dtype == jnp.float32
+        _, stats = jn.batch_norm(x, jn.RunningStats.init(3, jnp.float64), training=True, momentum=0.0)
+        assert stats.mean.dtype == jnp.float64
+        np.testing.assert_allclose(stats.var, x.var(0), rtol=1e-14)
+
+
+def test_complex_state(rng):
+    x = (rng.normal(size=(50, 2)) + 1j * rng.normal(size=(50, 2)) + 2 - 1j).astype(np.complex64)
+    y, stats = jn.batch_norm(x, jn.RunningStats.init(2, jnp.complex64), training=True, momentum=0.0)
+    np.testing.assert_allclose(stats.mean, x.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(stats.var, x.var(0), rtol=1e-5)
+    assert (stats.mean.dtype, stats.var.dtype) == (jnp.complex64, jnp.float32)
+    np.testing.assert_allclose(jn.batch_norm(x, stats, training=False)[0], y, atol=1e-5)
+
+
+def test_recalibrate_pools_exactly_and_update_does_not(rng):
+    """Means two apart and unit variances: the truth is near 5, the usual average near 1."""
+    a, b = (rng.normal(size=(500, 1)) + mean for mean in (-2, 2))
+    batches = [np.float32(a), np.float32(b)]
+    exact = jn.RunningStats.from_moments(jn.recalibrate(lambda batch: jn.moments(batch, 0), batches))
+    np.testing.assert_allclose(exact.var, np.concatenate(batches).astype(np.float64).var(0), rtol=1e-6)
+    usual = jn.RunningStats.init(1)
+    for batch in batches:
+        usual = usual.update(jn.moments(batch, 0), momentum=None)
+    np.testing.assert_allclose(usual.var, (a.var() + b.var()) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [list, iter], ids=["list", "iterator"])
+def test_recalibrate_trees_of_unequal_batches(kind, batches):
+    total = jn.recalibrate(
+        jax.jit(lambda x: {"first": jn.moments(x, (0, 1)), "rows": (jn.moments(x[..., 0], 0),)}), kind(batches)
+    )
+    whole = np.concatenate(batches).astype(np.float64)
+    np.testing.assert_allclose(total["first"].mean, whole.mean((0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(total["first"].var, whole.var((0, 1)), rtol=2e-6)
+    np.testing.assert_allclose(total["rows"][0].var, whole[..., 0].var(0), rtol=2e-6)
+    np.testing.assert_array_equal(total["rows"][0].count, len(whole))
+
+
+def test_from_moments():
+    m = jn.Moments(jnp.array([5.0, 1.0]), jnp.array([10.0, 0.0]), jnp.array([5.0, 1.0]))
+    stats = jn.RunningStats.from_moments(m, ddof=1, count=7)
+    np.testing.assert_allclose(stats.mean, [5, 0])
+    np.testing.assert_allclose(stats.var, [12.5, 1])
+    np.testing.assert_array_equal(stats.count, [7, 0])
+    np.testing.assert_allclose(jn.RunningStats.from_moments(m).var, [10, 0])
+
+
+def test_blend_weighs_by_counts():
+    """Schneider et al. 2020, eq. 2: N / (N + n) source + n / (N + n) target."""
+    source = jn.RunningStats(jnp.array([1.0, 1.0]), jnp.array([4.0, 4.0]), jnp.array([9.0, 9.0]))
+    target = jn.Moments(jnp.array([5.0, 7.0]), jnp.array([10.0, 3.0]), jnp.array([5.0, 0.0]))
+    blended = jn.blend(source, target, prior_count=15)
+    np.testing.assert_allclose(blended.mean, [0.75 * 1 + 0.25 * 5, 1])
+    np.testing.assert_allclose(blended.var, [0.75 * 4 + 0.25 * 10, 4])
+    np.testing.assert_array_equal(blended.count, source.count)
+    np.testing.assert_allclose(jn.blend(source, target, prior_count=0).mean, [5, 1])
+    gradient = jax.grad(lambda mean: jn.blend(source, target._replace(mean=mean), prior_count=15).mean[0])(target.mean)
+    np.testing.assert_allclose(gradient, [0.25, 0])
+
+
+def test_a_checkpoint_of_the_state_round_trips():
+    import flax.serialization
+
+    stats = jn.RunningStats(jnp.array([1.0]), jnp.array([2.0]), jnp.array([3.0]))
+    data = flax.serialization.to_bytes({"norm": stats})
+    restored = flax.serialization.from_bytes({"norm": jn.RunningStats.init(1)}, data)["norm"]
+    assert isinstance(restored, jn.RunningStats)
+    jax.tree.map(np.testing.assert_array_equal, restored, stats)

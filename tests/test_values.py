@@ -1,0 +1,140 @@
+"""Every norm equals its float64 reference: value and gradient, in every dtype, over the whole table."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import reference
+from cases import CASES, CORE, Case
+from hypothesis import given
+from hypothesis import strategies as st
+from tolerance import assert_close
+
+import jaxnorm as jn
+
+REST = [pytest.param(case, marks=pytest.mark.full) for case in CASES if not case.core]
+DTYPES = [np.float32, ml_dtypes.bfloat16, np.float16, np.float64]
+
+
+def check(case: Case, dtype, where=None) -> None:
+    """Value and all gradients, in one compiled program."""
+    x, scale, bias, dy = case.data(dtype=dtype)
+
+    @jax.jit
+    def value_and_gradients(x, scale, bias, dy):
+        y, pull = jax.vjp(lambda *args: case.call(*args, where=where), x, scale, bias)
+        return y, pull(dy)
+
+    y, (dx, dscale, dbias) = value_and_gradients(x, scale, bias, dy)
+    # Only the labels, x and the parameters as they were rounded to dtype reach the reference.
+    exact = (x, case.areas, case.features, scale, bias)
+    assert_close(y, reference.standardize(*exact, **case.reference_options(), where=where), dtype, case.n)
+    expected = reference.standardize_gradient(*exact, dy, **case.reference_options(), where=where)
+    assert_close(dx, expected[0], dtype, case.n)
+    assert_close(dscale, expected[1].reshape(case.parameters), scale.dtype, case.n)
+    if case.has_bias:
+        assert_close(dbias, expected[2].reshape(case.parameters), bias.dtype, case.n)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
+@pytest.mark.parametrize("case", CORE + REST, ids=str)
+def test_value_and_gradient_equal_the_reference(case, dtype):
+    with jax.enable_x64(dtype == np.float64):
+        check(case, dtype)
+
+
+@pytest.mark.parametrize("case", CORE + REST, ids=str)
+@pytest.mark.parametrize("mask", ["full", "broadcast"])
+def test_masked_value_and_gradient_equal_the_reference(case, mask, rng):
+    shape = case.shape if mask == "full" else case.shape[:-1] + (1,)
+    where = rng.random(shape) > 0.3
+    check(case, np.float32, where=where)
+
+
+@pytest.mark.parametrize("case", CORE, ids=str)
+def test_without_parameters(case):
+    x, *_ = case.data()
+    expected = reference.standardize(x, case.areas, case.features, None, None, **case.reference_options())
+    assert_close(case.call(x), expected, np.float32, case.n)
+
+
+@pytest.mark.parametrize("case", CORE, ids=str)
+def test_eager_equals_jit(case):
+    x, scale, bias, _ = case.data()
+    eager = np.asarray(case.call(x, scale, bias), np.float64)
+    assert_close(jax.jit(case.call)(x, scale, bias), eager, np.float32, case.n)
+
+
+@pytest.mark.parametrize("case", CORE, ids=str)
+def test_output_dtype_is_asked_for_and_rounded_once(case):
+    x, scale, bias, _ = case.data()
+    y = case.call(x, scale, bias, dtype=jnp.bfloat16)
+    np.testing.assert_array_equal(y, case.call(x, scale, bias).astype(jnp.bfloat16))
+    half = x.astype(jnp.bfloat16)
+    wide = case.call(half, scale, bias, dtype=jnp.float32)
+    np.testing.assert_array_equal(case.call(half, scale, bias), wide.astype(jnp.bfloat16))
+    assert wide.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("case", CORE, ids=str)
+def test_scale_offset_is_added_in_float32(case):
+    x, _, bias, _ = case.data()
+    small = jnp.full(case.parameters, 2.0**-9, jnp.bfloat16)  # 1 + 2^-9 is 1 in bfloat16
+    y = case.call(x, small, bias, scale_offset=1.0)
+    np.testing.assert_array_equal(y, case.call(x, jnp.full(case.parameters, 1 + 2.0**-9, jnp.float32), bias))
+    assert not np.array_equal(y, case.call(x, None, bias))
+
+
+@pytest.mark.parametrize("case", CORE, ids=str)
+def test_full_rank_parameters_broadcast_to_x(case, rng):
+    """As adaptive norms pass them: every element its own scale and bias."""
+    x, *_ = case.data()
+    scale, bias = (jnp.asarray(rng.normal(size=case.shape), jnp.float32) for _ in range(2))
+    y = case.call(x, scale, bias)
+    index = np.arange(x.size).reshape(x.shape)
+    bias = bias if case.has_bias else None
+    assert_close(y, reference.standardize(x, case.areas, index, scale, bias, **case.reference_options()), np.float32, case.n)
+
+
+@pytest.mark.parametrize("case", CORE, ids=str)
+def test_integers_are_promoted_to_float32(case):
+    x = jnp.asarray(np.arange(np.prod(case.shape)).reshape(case.shape) % 11)
+    np.testing.assert_array_equal(case.call(x), case.call(x.astype(jnp.float32)))
+    assert case.call(x).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("case", [case for case in CORE if case.given is None], ids=str)
+def test_complex_input_has_a_real_variance(case, rng):
+    x = (rng.normal(size=case.shape) + 1j * rng.normal(size=case.shape) * 2 + 3 - 2j).astype(np.complex64)
+    dy = (rng.normal(size=case.shape) + 1j * rng.normal(size=case.shape)).astype(np.complex64)
+    options = case.reference_options()
+    y = case.call(jnp.asarray(x))
+    np.testing.assert_allclose(y, reference.standardize(x, case.areas, case.features, None, None, **options), atol=1e-5)
+
+    # The derivative along dy, of a real function, by central differences in double precision.
+    loss = lambda x: np.sum(np.real(np.conj(dy) * reference.standardize(x, case.areas, case.features, None, None, **options)))  # noqa: E731
+    step = (rng.normal(size=case.shape) + 1j * rng.normal(size=case.shape)) * 1e-6
+    expected = (loss(x + step) - loss(x - step)) / 2e-6
+    dx = jax.grad(lambda x: jnp.sum(jnp.real(jnp.conj(dy) * case.call(x))))(jnp.asarray(x))
+    np.testing.assert_allclose(np.sum(np.real(dx * step)) / 1e-6, expected, rtol=1e-4, atol=1e-4)
+
+
+@given(st.data())
+def test_any_shape_and_axes(data):
+    """Layer, RMS and batch norm on shapes nobody thought of."""
+    shape = tuple(data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4), label="shape"))
+    axes = tuple(sorted(data.draw(st.sets(st.integers(0, len(shape) - 1), min_size=1), label="axes")))
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32) * 2 + 5
+    kept = [a for a in range(len(shape)) if a not in axes]
+    areas = np.arange(np.prod(shape)).reshape(shape)
+    areas = areas.max(axis=axes, keepdims=True) + 0 * areas if kept else areas * 0
+    areas = np.unique(areas, return_inverse=True)[1].reshape(shape)
+    for center, norm in ((True, jn.layer_norm), (False, jn.rms_norm)):
+        expected = reference.standardize(x, areas, areas, None, None, epsilon=0.1, center=center)
+        np.testing.assert_allclose(norm(x, axis=axes, epsilon=0.1), expected, rtol=0, atol=1e-5)
+    stats = reference.measure(x, areas)
+    if kept and stats.count[0] > 1:
+        y, state = jn.batch_norm(x, None, feature_axis=tuple(kept), epsilon=0.1, training=True)
+        np.testing.assert_allclose(y, reference.standardize(x, areas, areas, None, None, epsilon=0.1), atol=1e-5)
+        assert state is None
