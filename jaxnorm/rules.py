@@ -134,9 +134,9 @@ def _apply(x, where, mean, residual, var, scale, bias, epsilon, offset, dtype: n
     return _valid(where, _affine(xhat, scale, bias, offset)).astype(dtype)
 
 
-def _statistics_tangent(dx, deviation, count, area: Area) -> tuple[jax.Array, jax.Array]:
-    divisor = jnp.maximum(count, 1)
-    dmean = _sum(dx, area) / divisor.astype(dx.dtype) if area.center else jnp.zeros_like(count, dx.dtype)
+def _statistics_tangent(dx, deviation, stats: Statistics, area: Area) -> tuple[jax.Array, jax.Array]:
+    divisor = jnp.maximum(stats.count, 1)
+    dmean = _sum(dx, area) / divisor.astype(dx.dtype) if area.center else jnp.zeros_like(stats.mean)
     return dmean, 2 * _sum(_product(deviation, dx), area) / divisor
 
 
@@ -155,7 +155,7 @@ def _measure_jvp(area: Area, primals, tangents):
     def tangent(x, where, stats, dx):
         dx = _valid(where, dx).astype(stats.mean.dtype)
         deviation = _valid(where, _deviation(x, where, stats.mean, stats.residual))
-        return _statistics_tangent(dx, deviation, stats.count, area)
+        return _statistics_tangent(dx, deviation, stats, area)
 
     dmean, dvar = tangent(x, where, stats, tangents[0])
     return stats, Statistics(dmean, jnp.zeros_like(stats.residual), dvar, jnp.zeros_like(stats.count))
@@ -187,7 +187,7 @@ def _standardize_jvp(area: Area, dtype: np.dtype, primals, tangents):
         if dx is not None:
             dx = _valid(where, dx).astype(x.dtype)
             deviation = _valid(where, _deviation(x, where, stats.mean, stats.residual))
-            dmean, dvar = _statistics_tangent(dx, deviation, stats.count, area)
+            dmean, dvar = _statistics_tangent(dx, deviation, stats, area)
             at |= {"x": x, "mean": stats.mean, "var": stats.var}
             moving = moving | {"x": dx, "mean": dmean, "var": dvar}
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm.arguments import real, wide
+from jaxnorm.arguments import check_averaging, real, wide
 from jaxnorm.moments import Moments, merge
 
 
@@ -97,7 +97,8 @@ class RunningStats(NamedTuple):
           every bit of their state.
 
         Raises:
-          ValueError: shapes differ; momentum outside 0 to 1; debias with momentum None or 1.
+          ValueError: shapes differ; momentum outside 0 to 1; debias with momentum None or 1; a negative ddof.
+          TypeError: a ddof that is not a Python int.
 
         >>> batch = Moments(jnp.array(5.0), jnp.array(10.0), jnp.array(5.0))
         >>> stats = RunningStats.init(()).update(batch, momentum=0.5)
@@ -107,7 +108,12 @@ class RunningStats(NamedTuple):
         Reference: Ioffe & Szegedy 2015, arXiv:1502.03167, section 3.1; Kingma & Ba 2015, arXiv:1412.6980, section 3
         (debiasing).
         """
-        _check_update(self, m, momentum, debias)
+        check_averaging("RunningStats.update", momentum, ddof, debias)
+        if self.mean.shape != m.mean.shape:
+            raise ValueError(
+                f"RunningStats.update: the batch must have the state's features; got moments of shape {m.mean.shape}, "
+                f"state of shape {self.mean.shape}. Take moments over every axis but the features'."
+            )
         return jax.lax.stop_gradient(_update(self, m, _rates(momentum), ddof=ddof, debias=debias))
 
     def _no_arithmetic(self, other: object) -> NoReturn:
@@ -158,24 +164,6 @@ def _with_ddof(m: Moments, ddof: int) -> jax.Array:
         return m.var
     n = m.count.astype(m.var.dtype)
     return m.var * (n / jnp.where(n > ddof, n - ddof, 1))
-
-
-def _check_update(stats: RunningStats, m: Moments, momentum: Any, debias: bool) -> None:
-    if stats.mean.shape != m.mean.shape:
-        raise ValueError(
-            f"RunningStats.update: the batch must have the state's features; got moments of shape {m.mean.shape}, "
-            f"state of shape {stats.mean.shape}. Take moments over every axis but the features'."
-        )
-    if isinstance(momentum, (int, float)) and not 0 <= momentum <= 1:
-        raise ValueError(
-            f"RunningStats.update: `momentum` must be from 0 to 1; got momentum={momentum}. It is the weight of the "
-            "past; torch's momentum is 1 minus it."
-        )
-    if debias and (momentum is None or (isinstance(momentum, (int, float)) and momentum == 1)):
-        raise ValueError(
-            f"RunningStats.update: `debias` needs a momentum below 1; got momentum={momentum}. The cumulative average "
-            "(momentum=None) has no bias to remove."
-        )
 
 
 def blend(stats: RunningStats, m: Moments, *, prior_count: ArrayLike) -> RunningStats:

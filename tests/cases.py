@@ -102,7 +102,7 @@ def _row(function, shape: Shape, axis, **extra) -> Case:
 def _group(shape: Shape, feature_axis, size: int, axis=None, **extra) -> Case:
     features = tuple(np.atleast_1d(feature_axis) % len(shape))
     index = _index(shape, features)
-    space = {a for a in range(1, len(shape))} if axis is None else set(axis)
+    space = set(range(1, len(shape))) if axis is None else set(axis)
     kept = [a for a in range(len(shape)) if a not in space and a not in features]
     options = {"group_size": size, "feature_axis": feature_axis} | ({} if axis is None else {"axis": axis})
     return Case(
@@ -174,7 +174,9 @@ def _all() -> list[Case]:
         cases += [_row(jn.rms_norm, shape, a, core=core and a == 2) for a in every]
         cases += [_batch(shape, a, core=core and a == 2) for a in every]
         cases += [_batch(shape, a, training=False, core=core and a == 1) for a in every]
-        cases += [_batch(shape, a, ghost_size=2, core=core and a == 2) for a in every if len(shape) > 2 or shape[1 - a] > 3]
+        cases += [
+            _batch(shape, a, ghost_size=2, core=core and a == 2) for a in every if len(shape) > 2 or shape[1 - a] > 3
+        ]
     for shape in SHAPES[2:]:
         every = range(len(shape))
         cases += [_instance(shape, a, core=shape == (3, 5, 4) and a == 2) for a in every[1:]]

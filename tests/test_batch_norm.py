@@ -20,7 +20,9 @@ def test_ghosts_are_normalized_apart_and_the_state_is_the_whole_batchs(rows, siz
     parts = np.split(np.asarray(x), np.cumsum(ghosts)[:-1])
     expected = np.concatenate([(p - p.mean(0)) / np.sqrt(p.var(0) + 1e-5) for p in parts])
     np.testing.assert_allclose(y, expected, atol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), new, jn.batch_norm(x, stats, training=True)[1])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), new, jn.batch_norm(x, stats, training=True)[1]
+    )
 
 
 def test_a_remainder_of_one_row_with_space_is_a_ghost_of_its_own(rng):
@@ -52,7 +54,7 @@ def test_ghosts_are_one_reshape_not_a_loop():
     """The program does not grow with the number of ghosts."""
 
     def operations(rows):
-        f = lambda x: jn.batch_norm(x, None, training=True, ghost_size=2)[0]  # noqa: E731
+        f = lambda x: jn.batch_norm(x, None, training=True, ghost_size=2)[0]
         return len(jax.jit(f).lower(jnp.zeros((rows, 3))).as_text().splitlines())
 
     assert operations(4) == operations(64)
@@ -61,7 +63,7 @@ def test_ghosts_are_one_reshape_not_a_loop():
 def test_statistics_have_the_shape_of_the_feature_axes_in_the_order_of_x(rng):
     x = jnp.asarray(rng.normal(size=(4, 5, 6, 7)) + 2, jnp.float32)
     for axis in ((3, 1), (1, 3), (-1, -3)):
-        y, stats = jn.batch_norm(x, jn.RunningStats.init((5, 7)), training=True, momentum=0.0, feature_axis=axis)
+        _, stats = jn.batch_norm(x, jn.RunningStats.init((5, 7)), training=True, momentum=0.0, feature_axis=axis)
         np.testing.assert_allclose(stats.mean, x.mean((0, 2)), rtol=1e-5)
     with pytest.raises(ValueError, match="features"):
         jn.batch_norm(x, jn.RunningStats.init((7, 5)), training=True, feature_axis=(3, 1))
@@ -106,6 +108,6 @@ def test_the_frozen_norm_keeps_its_state_and_trains_its_parameters(rng):
     """Freezing is inference mode with gradients: nothing else is needed."""
     x = jnp.asarray(rng.normal(size=(6, 3)) + 2, jnp.float32)
     stats = jn.RunningStats(jnp.full(3, 2.0), jnp.ones(3), jnp.ones(3))
-    loss = lambda scale, bias: jnp.sum(jn.batch_norm(x, stats, scale, bias, training=False)[0] ** 2)  # noqa: E731
+    loss = lambda scale, bias: jnp.sum(jn.batch_norm(x, stats, scale, bias, training=False)[0] ** 2)
     for gradient in jax.grad(loss, (0, 1))(jnp.ones(3), jnp.ones(3)):
         assert (np.abs(gradient) > 1e-3).all()

@@ -24,7 +24,7 @@ def peer():
 
 
 def offset_data(rng, shape):
-    """Float32; each last-axis feature has its own spread, and its own mean from 1 to 3: none near 0, where errors are not relative."""
+    """Float32; features, last, differ in mean, 1 to 3 (not near 0, where errors are not relative), and in spread."""
     mean, spread = rng.uniform(1, 3, shape[-1]), rng.uniform(0.5, 2, shape[-1])
     return (mean + spread * rng.standard_normal(shape)).astype(np.float32)
 

@@ -142,7 +142,7 @@ def test_half_precision_is_measured_in_float32(rng):
 def test_tuple_arithmetic_raises(state):
     for attempt in (
         lambda: state + state,
-        lambda: (1,) + state,
+        lambda: (1,) + state,  # noqa: RUF005
         lambda: sum([state, state]),
         lambda: state * 2,
         lambda: 2 * state,

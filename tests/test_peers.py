@@ -30,7 +30,7 @@ def peer(monkeypatch):
 
 
 def offset_data(rng, shape, feature_axis=-1):
-    """Float32; each feature has its own spread, and its own mean from 1 to 3: none near 0, where errors are not relative."""
+    """Float32; features differ in mean, 1 to 3 (not near 0, where errors are not relative), and in spread."""
     features = [1] * len(shape)
     features[feature_axis] = shape[feature_axis]
     mean, spread = rng.uniform(1, 3, features), rng.uniform(0.5, 2, features)

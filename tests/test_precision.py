@@ -67,7 +67,7 @@ def test_first_and_second_derivatives_are_finite_on_constants(case, dtype, value
     _, scale, bias, dy = case.data(dtype=dtype)
     x = jnp.full(case.shape, value, dtype)
     dy = dy / 64  # second derivatives are 1 / epsilon large; float16 ends at 65504
-    loss = lambda x, scale: jnp.sum((case.call(x, scale, bias) * dy).astype(jnp.float32) ** 2)  # noqa: E731
+    loss = lambda x, scale: jnp.sum((case.call(x, scale, bias) * dy).astype(jnp.float32) ** 2)
     gradient = jax.grad(loss, (0, 1))
     assert_finite(jax.jit(gradient)(x, scale))
     assert_finite(jax.jit(lambda x, scale: jax.jvp(gradient, (x, scale), (dy, scale)))(x, scale))

@@ -17,7 +17,8 @@ STEPS = 20
 def batches(rng):
     """Twenty batches of unequal sizes whose mean and spread drift."""
     return [
-        (rng.normal(size=(rng.integers(2, 9), 4, 3)) * (1 + i / 10) + 3 + i / 5).astype(np.float32) for i in range(STEPS)
+        (rng.normal(size=(rng.integers(2, 9), 4, 3)) * (1 + i / 10) + 3 + i / 5).astype(np.float32)
+        for i in range(STEPS)
     ]
 
 
@@ -45,9 +46,7 @@ def test_exponential_conventions(options, compiled, batches):
     step = jax.jit(step) if compiled else step
     for batch in batches:
         _, stats = step(batch, stats)
-        expected = reference.running(
-            expected, measured(batch), past=options["momentum"], ddof=options.get("ddof", 0)
-        )
+        expected = reference.running(expected, measured(batch), past=options["momentum"], ddof=options.get("ddof", 0))
     np.testing.assert_allclose(stats.mean, expected[0], rtol=1e-6)
     np.testing.assert_allclose(stats.var, expected[1], rtol=1e-6)
     np.testing.assert_array_equal(stats.count, STEPS)

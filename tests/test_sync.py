@@ -23,7 +23,7 @@ def data(rng):
     for device, count in enumerate(COUNTS):
         where[device, rng.permutation(ROWS * SPACE)[:count]] = True
     scale, bias = (jnp.asarray(rng.normal(size=FEATURES), jnp.float32) for _ in range(2))
-    return x, dy, jnp.asarray(where.reshape(shape[:2] + (1,))), scale, bias
+    return x, dy, jnp.asarray(where.reshape((*shape[:2], 1))), scale, bias
 
 
 def norm(x, where, scale, bias, stats, **options):
@@ -101,7 +101,7 @@ def test_forward_mode_and_second_order_over_devices(data, how):
     f = MAPS[how](functools.partial(norm, axis_name="data"))
 
     def products(f):
-        loss = lambda x: jnp.sum(f(x, where, scale, bias, stats)[0] ** 2 * dy)  # noqa: E731
+        loss = lambda x: jnp.sum(f(x, where, scale, bias, stats)[0] ** 2 * dy)
         return jax.jvp(jax.grad(loss), (x,), (dy,))
 
     for a, b in zip(products(f), products(norm), strict=True):
@@ -145,7 +145,7 @@ def test_index_groups_share_statistics_within_each_group(groups, how, rng):
 
 def test_merge_over_groups():
     m = jn.Moments(jnp.array([1.0, 2.0, 3.0, 4.0]), jnp.ones(4), jnp.array([1.0, 2.0, 3.0, 0.0]))
-    f = lambda m: jn.merge_over(m, "d", [[0, 3], [1, 2]])  # noqa: E731
+    f = lambda m: jn.merge_over(m, "d", [[0, 3], [1, 2]])
     pooled = jax.vmap(f, axis_name="d")(m)
     np.testing.assert_allclose(pooled.mean, [1.0, 2.6, 2.6, 1.0], rtol=1e-6)
     np.testing.assert_allclose(pooled.var, [1.0, 1.24, 1.24, 1.0], rtol=1e-6)

@@ -101,9 +101,9 @@ def linearize_and_linear_transpose(p):
 
 @transform
 def jacfwd_and_jacrev(p):
-    f = lambda scale: jnp.ravel(p.f(p.args[0], scale, *p.args[2:]))[:7]  # noqa: E731
+    f = lambda scale: jnp.ravel(p.f(p.args[0], scale, *p.args[2:]))[:7]
     p.close(jax.jacfwd(f)(p.args[1]), np.asarray(jax.jacrev(f)(p.args[1])))
-    g = lambda x: jnp.sum(jnp.reshape(p.f(x, *p.args[1:]), (x.shape[0], -1)), 1)  # noqa: E731
+    g = lambda x: jnp.sum(jnp.reshape(p.f(x, *p.args[1:]), (x.shape[0], -1)), 1)
     p.close(jax.jacfwd(g)(p.x), np.asarray(jax.jacrev(g)(p.x)))
 
 
@@ -111,8 +111,8 @@ def jacfwd_and_jacrev(p):
 def hessian_orders_agree_with_finite_differences(p):
     """All four second-order products along one direction, against the reference's gradient at two points."""
     x, t, rest = p.x, p.tangents[0], p.args[1:]
-    grad = lambda x: jax.grad(lambda x: jnp.sum(p.f(x, *rest) * p.dy))(x)  # noqa: E731
-    jvp = lambda x: jax.jvp(lambda x: p.f(x, *rest), (x,), (t,))[1]  # noqa: E731
+    grad = lambda x: jax.grad(lambda x: jnp.sum(p.f(x, *rest) * p.dy))(x)
+    jvp = lambda x: jax.jvp(lambda x: p.f(x, *rest), (x,), (t,))[1]
     forward_over_reverse = jax.jvp(grad, (x,), (t,))[1]
     reverse_over_reverse = jax.grad(lambda x: jnp.sum(grad(x) * t))(x)
     reverse_over_forward = jax.grad(lambda x: jnp.sum(jvp(x) * p.dy))(x)
@@ -175,7 +175,7 @@ def scan_over_layers(p):
         return x
 
     p.close(layers(p.x, many), np.asarray(unrolled(p.x, many)), slack=4)
-    loss = lambda layers: jax.jit(jax.grad(lambda x, many: jnp.sum(layers(x, many) * p.dy), (0, 1)))(p.x, many)  # noqa: E731
+    loss = lambda layers: jax.jit(jax.grad(lambda x, many: jnp.sum(layers(x, many) * p.dy), (0, 1)))(p.x, many)
     p.close(loss(layers), loss(unrolled), slack=16)
 
 
@@ -188,7 +188,9 @@ def cond(p):
 
 @transform
 def while_loop(p):
-    run = jax.jit(lambda x: jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, p.f(c[1], *p.args[1:])), (0, x)))
+    run = jax.jit(
+        lambda x: jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, p.f(c[1], *p.args[1:])), (0, x))
+    )
     p.close(run(p.x)[1], np.asarray(p.f(p.f(p.x, *p.args[1:]), *p.args[1:])))
     jax.jvp(lambda x: run(x)[1], (p.x,), (p.tangents[0],))
 

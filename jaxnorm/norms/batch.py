@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm.arguments import AxisLike, AxisName, Call, IndexGroups, is_complex, wide
+from jaxnorm.arguments import AxisLike, AxisName, Call, IndexGroups, check_averaging, is_complex, wide
 from jaxnorm.moments import Moments, merge, merge_axis
 from jaxnorm.rules import Area
 from jaxnorm.running import RunningStats
@@ -95,6 +95,7 @@ def batch_norm(
     where = call.mask(where)
     call.epsilon(epsilon)
     call.implementation(implementation)
+    check_averaging("batch_norm", momentum, ddof, debias)
     _check_state(call, stats, call.shape(features), training)
     options = {"epsilon": epsilon, "scale_offset": scale_offset, "dtype": call.output_dtype(dtype)}
     if not training:

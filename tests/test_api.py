@@ -1,0 +1,111 @@
+"""The shape of the library: what is public, what imports what, and that nothing public goes untested or undescribed."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cases import CASES
+
+import jaxnorm as jn
+
+PACKAGE = Path(jn.__file__).parent
+ORDER = ["arguments", "collectives", "rules", "moments", "running", "standardize", "norms"]
+FUNCTIONS = [name for name in jn.__all__ if inspect.isfunction(getattr(jn, name))]
+NORMS = [name for name in FUNCTIONS if name.endswith("_norm")]
+
+
+def imports(path: Path) -> set[str]:
+    """The jaxnorm modules that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "jaxnorm":
+            parts = node.module.split(".")[1:] or [alias.name for alias in node.names]
+            found.add(parts[0])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("jaxnorm.")}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    module = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if module == "__init__":
+        assert imports(path) <= set(ORDER)
+        return
+    assert module in ORDER, f"{module} has no place in the order of imports"
+    below = ORDER[: ORDER.index(module)]
+    assert imports(path) <= set(below), f"{module} may import only {below}"
+
+
+def test_importing_jaxnorm_loads_neither_flax_nor_pallas():
+    code = "import sys, jaxnorm; print([m for m in sys.modules if m.split('.')[0] == 'flax' or 'pallas' in m])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_the_runtime_dependency_is_jax_alone():
+    roots = {"__future__", "collections", "functools", "math", "operator", "typing", "jaxnorm", "jax", "numpy"}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] in roots, (path, node.module)
+            elif isinstance(node, ast.Import):
+                assert {alias.name.split(".")[0] for alias in node.names} <= roots, path
+
+
+def test_only_rules_defines_derivatives():
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "rules.py":
+            text = path.read_text()
+            assert not any(word in text for word in ("custom_jvp", "custom_vjp", "Primitive", "jax.checkpoint(")), path
+
+
+def test_every_norm_has_rows_in_the_table():
+    assert set(NORMS) <= {case.function.__name__ for case in CASES}
+    for name in NORMS:
+        assert any(case.core for case in CASES if case.function.__name__ == name), f"{name} has no core case"
+
+
+def test_all_is_sorted_and_exists():
+    assert jn.__all__ == sorted(jn.__all__)
+    assert all(hasattr(jn, name) for name in jn.__all__)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_public_functions_are_described(name):
+    doc = inspect.getdoc(getattr(jn, name)) or ""
+    for part in ("Args:", "Returns:", "Raises:", ">>>", "Reference:"):
+        assert part in doc, f"{name}: no {part} in its docstring"
+    for parameter in inspect.signature(getattr(jn, name)).parameters:
+        assert parameter in doc, f"{name}: `{parameter}` is not described"
+
+
+SIGNATURES = {
+    "layer_norm": "x scale=None bias=None * axis=-1 epsilon=1e-06 where=None axis_name=None scale_offset=0.0 dtype=None implementation=None",
+    "rms_norm": "x scale=None * axis=-1 epsilon=1e-06 where=None axis_name=None scale_offset=0.0 dtype=None implementation=None",
+    "group_norm": "x scale=None bias=None * num_groups=None group_size=None feature_axis=-1 axis=None epsilon=1e-06 where=None axis_name=None scale_offset=0.0 dtype=None implementation=None",
+    "instance_norm": "x scale=None bias=None * feature_axis=-1 axis=None epsilon=1e-06 where=None axis_name=None scale_offset=0.0 dtype=None implementation=None",
+    "batch_norm": "x stats scale=None bias=None * training momentum=0.9 epsilon=1e-05 feature_axis=-1 where=None axis_name=None axis_index_groups=None ghost_size=None ddof=0 debias=False scale_offset=0.0 dtype=None implementation=None",
+    "moments": "x axis * where=None axis_name=None axis_index_groups=None center=True",
+    "merge": "a b",
+    "merge_over": "m axis_name axis_index_groups=None",
+    "normalize": "x mean var scale=None bias=None * axis epsilon scale_offset=0.0 dtype=None",
+    "modulate": "y scale bias * scale_offset=0.0",
+    "standardize": "x scale=None bias=None * axis epsilon where=None axis_name=None axis_index_groups=None center=True scale_offset=0.0 dtype=None implementation=None",
+    "blend": "stats m * prior_count",
+    "recalibrate": "moments_fn batches",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_signatures_are_the_contract(name):
+    words, keyword = [], False
+    for parameter in inspect.signature(getattr(jn, name)).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not keyword:
+            words.append("*")
+            keyword = True
+        words.append(parameter.name + ("" if parameter.default is parameter.empty else f"={parameter.default}"))
+    assert " ".join(words) == SIGNATURES[name]
