@@ -251,8 +251,8 @@ def check_averaging(function: str, momentum: Any, ddof: Any, debias: bool) -> No
     """The options of a running average, as `RunningStats.update` and the norms with a state take them."""
     if _is_static(momentum) and not 0 <= momentum <= 1:
         raise ValueError(
-            f"{function}: `momentum` must be from 0 to 1; got momentum={momentum}. It is the weight of the past; torch's "
-            "momentum is 1 minus it."
+            f"{function}: `momentum` must be from 0 to 1; got momentum={momentum}. It is the weight of the past; "
+            "torch's momentum is 1 minus it."
         )
     if debias and (momentum is None or (_is_static(momentum) and momentum == 1)):
         raise ValueError(
@@ -260,9 +260,7 @@ def check_averaging(function: str, momentum: Any, ddof: Any, debias: bool) -> No
             "(momentum=None) has no bias to remove."
         )
     if isinstance(ddof, Tracer) or not isinstance(ddof, (int, np.integer)):
-        raise TypeError(
-            f"{function}: `ddof` must be a Python int; got ddof={ddof!r}. 0 is Flax's convention, 1 torch's."
-        )
+        raise TypeError(f"{function}: `ddof` must be a Python int; got ddof={ddof!r}. 0 is Flax's, 1 torch's.")
     if ddof < 0:
         raise ValueError(
             f"{function}: `ddof` must not be negative; got ddof={ddof}. 0 is Flax's convention, 1 torch's."

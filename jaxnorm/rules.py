@@ -119,8 +119,12 @@ def _deviation(x: jax.Array, where: jax.Array | None, mean: jax.Array, residual:
     return (_valid(where, x).astype(mean.dtype) - mean) - residual
 
 
+def _width(*arrays: jax.Array | None) -> np.dtype:
+    return reduce(np.promote_types, (wide(a.dtype) for a in arrays if a is not None))
+
+
 def _affine(y, scale, bias, offset) -> jax.Array:
-    width = reduce(np.promote_types, (wide(a.dtype) for a in (y, scale, bias) if a is not None))
+    width = _width(y, scale, bias)
     y = y.astype(width)
     if scale is not None:
         y = y * (scale.astype(width) + offset.astype(width))
@@ -170,36 +174,37 @@ def standardize(x, where, scale, bias, epsilon, offset, area: Area, dtype: np.dt
 
 @partial(standardize.defjvp, symbolic_zeros=True)
 def _standardize_jvp(area: Area, dtype: np.dtype, primals, tangents):
-    x, where, *rest = primals
-    out = _, stats = standardize(x, where, *rest, area, dtype)
-    names = ("scale", "bias", "epsilon", "offset")
-    fixed = dict(zip(names, rest, strict=True))
-    dx, _, *rest = tangents
-    moving = {n: t for n, t in zip(names, rest, strict=True) if not (t is None or isinstance(t, SymbolicZero))}
-    dx = None if isinstance(dx, SymbolicZero) else dx
+    x, where, scale, bias, epsilon, offset = primals
+    out = _, stats = standardize(*primals, area, dtype)
+    width = _width(stats.mean, scale, bias)
 
     @jax.checkpoint
-    def tangent(x, where, stats, fixed, dx, moving):
-        # x and dx are widened once, here: each cotangent is then summed in full precision and rounded once.
-        x = _valid(where, x).astype(stats.mean.dtype)
-        at = {name: fixed[name] for name in moving}
+    def tangent(x, where, scale, stats, epsilon, offset, tangents):
+        dx, dscale, dbias, depsilon, doffset = tangents
+        deviation = _valid(where, _deviation(x, where, stats.mean, stats.residual))
+        inverse = lax.rsqrt(stats.var + epsilon.astype(stats.var.dtype))
         dmean, dvar = jnp.zeros_like(stats.mean), jnp.zeros_like(stats.var)
+        dxhat = jnp.zeros_like(deviation)
         if dx is not None:
-            dx = _valid(where, dx).astype(x.dtype)
-            deviation = _valid(where, _deviation(x, where, stats.mean, stats.residual))
+            dx = _valid(where, dx).astype(deviation.dtype)
             dmean, dvar = _statistics_tangent(dx, deviation, stats, area)
-            at |= {"x": x, "mean": stats.mean, "var": stats.var}
-            moving = moving | {"x": dx, "mean": dmean, "var": dvar}
+            dxhat = dx - dmean
+        if dx is not None or depsilon is not None:
+            dvariance = dvar if depsilon is None else dvar + depsilon.astype(dvar.dtype)
+            slope = (dvariance * inverse * inverse / 2).astype(deviation.dtype)
+            dxhat = (dxhat - deviation * slope) * inverse.astype(deviation.dtype)
+        dy = dxhat.astype(width)
+        if scale is not None:
+            dy = dy * (scale.astype(width) + offset.astype(width))
+        for dfactor in (dscale, doffset) if scale is not None else ():
+            if dfactor is not None:
+                dy = dy + (deviation * inverse.astype(deviation.dtype)).astype(width) * dfactor.astype(width)
+        if dbias is not None:
+            dy = dy + dbias.astype(width)
+        return _valid(where, dy).astype(dtype), dmean, dvar
 
-        def applied(moving):
-            known = {"x": x, "where": where, "dtype": dtype} | stats._asdict() | fixed
-            del known["count"]
-            return _apply(**(known | moving))
-
-        _, dy = jax.jvp(applied, (at,), (moving,))
-        return dy, dmean, dvar
-
-    dy, dmean, dvar = tangent(x, where, stats, fixed, dx, moving)
+    dx, _, *rest = (None if isinstance(t, SymbolicZero) else t for t in tangents)
+    dy, dmean, dvar = tangent(x, where, scale, stats, epsilon, offset, (dx, *rest))
     return out, (dy, Statistics(dmean, jnp.zeros_like(stats.residual), dvar, jnp.zeros_like(stats.count)))
 
 
