@@ -136,8 +136,8 @@ def train(options, data, normalized: bool, advance, history: dict) -> None:
 
 
 def report(histories: dict) -> Table:
-    table = Table(title="handwritten digits, after the last epoch")
-    for column in ("network", "statistics", "train loss", "test loss", "test accuracy", "seconds"):
+    table = Table(title="handwritten digits after the last epoch (accuracy: on test images)")
+    for column in ("network", "statistics", "train loss", "test loss", "accuracy", "seconds"):
         table.add_column(column, justify="left" if column in ("network", "statistics") else "right")
     for name, history in histories.items():
         for mode, numbers in history.get("final", {}).items():

@@ -5,6 +5,8 @@
 Every claim is asserted. gamma is `scale`, beta is `bias`, the moving average is `RunningStats`.
 """
 
+import argparse
+
 import jax.numpy as jnp
 import numpy as np
 from sklearn.datasets import load_wine
@@ -81,6 +83,7 @@ def feature_scaling() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     the_paint_list()
     the_class_example()
     the_whole_tensor()
