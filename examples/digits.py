@@ -137,15 +137,15 @@ def train(options, data, normalized: bool, advance, history: dict) -> None:
 
 def report(histories: dict) -> Table:
     table = Table(title="handwritten digits after the last epoch (accuracy: on test images)")
-    for column in ("network", "statistics", "train loss", "test loss", "accuracy", "seconds"):
-        table.add_column(column, justify="left" if column in ("network", "statistics") else "right")
+    for column in ("network", "mode", "train loss", "test loss", "accuracy", "seconds"):
+        table.add_column(column, justify="left" if column in ("network", "mode") else "right")
     for name, history in histories.items():
         for mode, numbers in history.get("final", {}).items():
-            # Train mode normalizes by the statistics of what it is given, inference mode by the running ones.
+            # Train mode normalizes by the statistics of what it is given, inference mode by the running ones; without
+            # batch norm there is no difference.
             if VARIANTS[name] or mode == "inference":
                 row = (f"{numbers['train loss']:.4f}", f"{numbers['test loss']:.4f}", f"{numbers['test accuracy']:.2%}")
-                which = {"train": "the batch's (train)", "inference": "running (inference)"}[mode]
-                table.add_row(name, which if VARIANTS[name] else "none", *row, f"{history['seconds']:.1f}")
+                table.add_row(name, mode if VARIANTS[name] else "either", *row, f"{history['seconds']:.1f}")
     return table
 
 
