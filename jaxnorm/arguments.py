@@ -263,5 +263,5 @@ def check_averaging(function: str, momentum: Any, ddof: Any, debias: bool) -> No
         raise TypeError(f"{function}: `ddof` must be a Python int; got ddof={ddof!r}. 0 is Flax's, 1 torch's.")
     if ddof < 0:
         raise ValueError(
-            f"{function}: `ddof` must not be negative; got ddof={ddof}. 0 is Flax's convention, 1 torch's."
+            f"{function}: `ddof` must not be negative; got ddof={ddof}. 0 is Flax's, 1 torch's."
         )

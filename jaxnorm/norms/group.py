@@ -71,17 +71,26 @@ def group_norm(
     call.implementation(implementation)
     if groups == count:
         call.several_values(space, axis_name, None)
-    grouped = _Groups(call.x.shape, features, groups)
-    y, _ = standardize_area(
-        grouped.split(call.x),
-        grouped.split(call.parameter("scale", scale, features, "feature axes")),
-        grouped.split(call.parameter("bias", bias, features, "feature axes")),
-        area=Area(grouped.axes(space), axis_name),
+    return standardize_groups(
+        call.x,
+        call.parameter("scale", scale, features, "feature axes"),
+        call.parameter("bias", bias, features, "feature axes"),
+        features=features,
+        groups=groups,
+        area=Area(space, axis_name),
         epsilon=epsilon,
-        where=grouped.split(call.mask(where)),
+        where=call.mask(where),
         scale_offset=scale_offset,
         dtype=call.output_dtype(dtype),
     )
+
+
+def standardize_groups(x, scale, bias, *, features: Axes, groups: int, area: Area, where, **options) -> jax.Array:
+    """Group norm for checked arguments; the area's axes are the space, to which the members of a group are added."""
+    grouped = _Groups(x.shape, features, groups)
+    area = area._replace(axes=grouped.axes(area.axes))
+    parts = map(grouped.split, (x, scale, bias))
+    y, _ = standardize_area(*parts, area=area, where=grouped.split(where), **options)
     return grouped.join(y)
 
 
