@@ -262,6 +262,4 @@ def check_averaging(function: str, momentum: Any, ddof: Any, debias: bool) -> No
     if isinstance(ddof, Tracer) or not isinstance(ddof, (int, np.integer)):
         raise TypeError(f"{function}: `ddof` must be a Python int; got ddof={ddof!r}. 0 is Flax's, 1 torch's.")
     if ddof < 0:
-        raise ValueError(
-            f"{function}: `ddof` must not be negative; got ddof={ddof}. 0 is Flax's, 1 torch's."
-        )
+        raise ValueError(f"{function}: `ddof` must not be negative; got ddof={ddof}. 0 is Flax's, 1 torch's.")

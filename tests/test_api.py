@@ -12,7 +12,8 @@ from cases import CASES
 import jaxnorm as jn
 
 PACKAGE = Path(jn.__file__).parent
-ORDER = ["arguments", "collectives", "rules", "moments", "running", "standardize", "norms"]
+ORDER = ["arguments", "collectives", "rules", "moments", "running", "standardize", "norms", "linen"]
+MODULES = {"linen"}  # of Flax: the only files that may import it
 FUNCTIONS = [name for name in jn.__all__ if inspect.isfunction(getattr(jn, name))]
 NORMS = [name for name in FUNCTIONS if name.endswith("_norm")]
 
@@ -49,11 +50,19 @@ def test_importing_jaxnorm_loads_neither_flax_nor_pallas():
 def test_the_runtime_dependency_is_jax_alone():
     roots = {"__future__", "collections", "functools", "math", "operator", "typing", "jaxnorm", "jax", "numpy"}
     for path in PACKAGE.rglob("*.py"):
+        allowed = roots | ({"flax"} if path.stem in MODULES else set())
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
-                assert (node.module or "").split(".")[0] in roots, (path, node.module)
+                assert (node.module or "").split(".")[0] in allowed, (path, node.module)
             elif isinstance(node, ast.Import):
-                assert {alias.name.split(".")[0] for alias in node.names} <= roots, path
+                assert {alias.name.split(".")[0] for alias in node.names} <= allowed, path
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_flax_modules_without_flax_say_which_extra_to_install(module):
+    code = f"import sys; sys.modules['flax'] = None; import jaxnorm; import jaxnorm.{module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"ImportError: jaxnorm.{module} needs flax: pip install 'jaxnorm[flax]'" in done.stderr
 
 
 def test_only_rules_defines_derivatives():
