@@ -1,14 +1,11 @@
 """Batch norm: each feature normalized over batch and space; running statistics in, running statistics out."""
 
-import math
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm.arguments import AxisLike, AxisName, Call, IndexGroups, check_averaging, is_complex, wide
-from jaxnorm.moments import Moments, merge, merge_axis
+from jaxnorm.norms.ghost import standardize_ghosts
 from jaxnorm.rules import Area
 from jaxnorm.running import RunningStats
 from jaxnorm.standardize import normalize_area, standardize_area
@@ -115,8 +112,8 @@ def batch_norm(
                 f"ghost_size={ghost_size}, axis_name={axis_name!r}",
                 todo,
             )
-        parts = _ghosts(call, axes, call.positive("ghost_size", ghost_size))
-        y, m = _standardize_ghosts(call.x, where, scale, bias, axes, parts, options)
+        size = call.positive("ghost_size", ghost_size)
+        y, m = standardize_ghosts(call, where, scale, bias, axes=axes, size=size, **options)
     if stats is None:
         return y, None
     return y, stats.update(m, momentum=momentum, ddof=ddof, debias=debias)
@@ -150,53 +147,3 @@ def _check_state(call: Call, stats: RunningStats | None, features: tuple[int, ..
             "Use RunningStats.init(features, dtype=...).",
             TypeError,
         )
-
-
-def _ghosts(call: Call, axes: tuple[int, ...], size: int) -> tuple[int, int, int]:
-    """(how many ghosts of equal size, that size, rows left over for one last ghost)."""
-    if not axes:
-        call.several_values(axes, None, None)
-    rows, *space = call.shape(axes)
-    count, rest = divmod(rows, size)
-    if count and rest * math.prod(space) == 1:
-        count, rest = count - 1, rest + size
-    call.several_values(axes, None, None, rows=min(size, rows))
-    return count, size, rest
-
-
-def _standardize_ghosts(x, where, scale, bias, axes, parts, options) -> tuple[jax.Array, Moments]:
-    lead = axes[0]
-    count, size, rest = parts
-    ys, moments = [], []
-
-    def run(cut: Callable[[jax.Array], jax.Array], axes: tuple[int, ...]) -> tuple[jax.Array, Moments]:
-        # A mask or parameter that is the same for all rows needs a new axis but no cut; x has them all.
-        def part(v: jax.Array | None) -> jax.Array | None:
-            return v if v is None else cut(v)
-
-        return standardize_area(part(x), part(scale), part(bias), area=Area(axes), where=part(where), **options)
-
-    if count:
-
-        def equal(v: jax.Array) -> jax.Array:
-            if v.shape[lead] == 1 != x.shape[lead]:
-                return jnp.expand_dims(v, lead)
-            v = jax.lax.slice_in_dim(v, 0, count * size, axis=lead)
-            return v.reshape(*v.shape[:lead], count, size, *v.shape[lead + 1 :])
-
-        y, m = run(equal, tuple(a + 1 for a in axes))
-        ys.append(y.reshape(*y.shape[:lead], count * size, *y.shape[lead + 2 :]))
-        moments.append(merge_axis(m, sum(a < lead for a in range(x.ndim) if a not in axes)))
-    if rest or not count:
-
-        def last(v: jax.Array) -> jax.Array:
-            if v.shape[lead] == 1 != x.shape[lead]:
-                return v
-            return jax.lax.slice_in_dim(v, count * size, count * size + rest, axis=lead)
-
-        y, m = run(last, axes)
-        ys.append(y)
-        moments.append(m)
-    if len(ys) == 1:
-        return ys[0], moments[0]
-    return jnp.concatenate(ys, axis=lead), merge(*moments)
