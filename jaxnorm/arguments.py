@@ -36,10 +36,6 @@ def is_complex(dtype: DTypeLike) -> bool:
     return jnp.issubdtype(dtype, jnp.complexfloating)
 
 
-def _is_static(number: Any) -> bool:
-    return isinstance(number, (int, float, np.number, np.ndarray))
-
-
 class Call:
     """One call of a public function: its name and its input, for the checks and for the messages.
 
@@ -49,7 +45,10 @@ class Call:
     def __init__(self, function: str, x: ArrayLike):
         self.function = function
         if isinstance(x, (list, tuple)):
-            x = np.asarray(x)
+            try:
+                x = np.asarray(x)
+            except ValueError:
+                self.fail("`x` must be an array", f"a ragged {type(x).__name__}", "Pad it and pass where=.")
         if not hasattr(x, "dtype") and not isinstance(x, (bool, int, float, complex)):
             self.fail("`x` must be an array", f"{type(x).__name__}", "Pass a JAX or NumPy array.", TypeError)
         try:
@@ -111,6 +110,10 @@ class Call:
         if value is None:
             return None
         value = jnp.asarray(value)
+        if is_complex(value.dtype) and name == "var":
+            self.fail(
+                "`var` must be real", f"var of {value.dtype}", "A variance is the mean of |x - mean|^2.", TypeError
+            )
         if is_complex(value.dtype) and not is_complex(self.x.dtype):
             todo = "Make both complex, or take its real part."
             self.fail(
@@ -137,7 +140,7 @@ class Call:
         """
         count = math.prod(self.shape(axes) if rows is None else (rows, *self.shape(axes[1:])))
         if axis_name is not None:
-            count = count * (min(map(len, groups)) if groups else jax.lax.axis_size(axis_name))
+            count = count * (min(map(len, groups)) if groups is not None else jax.lax.axis_size(axis_name))
         if count == 1:
             todo = (
                 "One value has no variance: use a larger batch, layer_norm or rms_norm, or inference with running "
@@ -150,6 +153,7 @@ class Call:
             )
 
     def num_groups(self, num_groups: int | None, group_size: int | None, features: int, feature_axis: AxisLike) -> int:
+        """How many groups; `features` is the size of the feature axes."""
         if (num_groups is None) == (group_size is None):
             got = f"num_groups={num_groups}, group_size={group_size}"
             self.fail("give exactly one of `num_groups` and `group_size`", got, "Leave one of them out.")
@@ -178,11 +182,11 @@ class Call:
             self.fail(f"`{name}` must be at least 1", f"{name}={number}", "Pass a positive int.")
         return number
 
-    def epsilon(self, epsilon: ArrayLike) -> None:
-        if _is_static(epsilon) and not np.all(np.asarray(epsilon) >= 0):
-            self.fail(
-                "`epsilon` must not be negative", f"epsilon={epsilon}", "It is added to the variance inside the root."
-            )
+    def numbers(self, epsilon: ArrayLike, scale_offset: ArrayLike = 0.0) -> None:
+        check_number(
+            self.function, "epsilon", epsilon, "must not be negative", "It is added to the variance inside the root."
+        )
+        check_number(self.function, "scale_offset", scale_offset, None, "It is the same for every entry of scale.")
 
     def training(self, training: Any) -> None:
         if isinstance(training, (bool, np.bool_)):
@@ -214,10 +218,13 @@ class Call:
             )
         return dtype
 
-    def axis_groups(self, axis_name: AxisName, groups: IndexGroups | None) -> tuple[Axes, ...] | None:
-        """Groups of devices as tuples; every device belongs to exactly one."""
+    def devices(
+        self, axis_name: AxisName, groups: IndexGroups | None = None
+    ) -> tuple[AxisName, tuple[Axes, ...] | None]:
+        """Axis name and groups of devices, as tuples; every device belongs to exactly one group."""
+        axis_name = tuple(axis_name) if isinstance(axis_name, list) else axis_name
         if groups is None:
-            return None
+            return axis_name, None
         if axis_name is None:
             self.fail(
                 "`axis_index_groups` needs an `axis_name`",
@@ -229,7 +236,7 @@ class Call:
         if sorted(i for group in groups for i in group) != list(range(size)):
             todo = f"Axis {axis_name!r} has {size} devices."
             self.fail("`axis_index_groups` must name every device exactly once", f"axis_index_groups={groups}", todo)
-        return groups
+        return axis_name, groups
 
     def implementation(self, implementation: str | None) -> None:
         if implementation not in (None, "xla"):
@@ -241,25 +248,43 @@ class Call:
         return f"x.shape={self.x.shape}"
 
 
-def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    if len(shape) > len(to):
-        return False
-    return all(a in (1, b) for a, b in zip(reversed(shape), reversed(to), strict=False))
+def check_number(
+    function: str, name: str, value: Any, bounds: str | None, why: str, low: float = 0.0, high: float = math.inf
+) -> None:
+    """One real number, which may be traced; where its value is known, within bounds."""
+    if not isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)) or jnp.issubdtype(
+        jnp.result_type(value), jnp.complexfloating
+    ):
+        raise TypeError(f"{function}: `{name}` must be a real number; got {name}={value!r}. {why}")
+    if jnp.ndim(value):
+        raise ValueError(f"{function}: `{name}` must be one number; got an array of shape {jnp.shape(value)}. {why}")
+    if bounds and not isinstance(value, Tracer) and not low <= float(value) <= high:
+        raise ValueError(f"{function}: `{name}` {bounds}; got {name}={value}. {why}")
 
 
-def check_averaging(function: str, momentum: Any, ddof: Any, debias: bool) -> None:
+def check_averaging(function: str, momentum: Any, ddof: Any, debias: Any) -> None:
     """The options of a running average, as `RunningStats.update` and the norms with a state take them."""
-    if _is_static(momentum) and not 0 <= momentum <= 1:
-        raise ValueError(
-            f"{function}: `momentum` must be from 0 to 1; got momentum={momentum}. It is the weight of the past; "
-            "torch's momentum is 1 minus it."
-        )
-    if debias and (momentum is None or (_is_static(momentum) and momentum == 1)):
+    if momentum is not None:
+        why = "It is the weight of the past; torch's momentum is 1 minus it."
+        check_number(function, "momentum", momentum, "must be from 0 to 1", why, high=1.0)
+    if not isinstance(debias, (bool, np.bool_)):
+        raise TypeError(f"{function}: `debias` must be a Python bool; got {debias!r}. It cannot be traced.")
+    if debias and (momentum is None or (not isinstance(momentum, Tracer) and float(momentum) == 1)):
         raise ValueError(
             f"{function}: `debias` needs a momentum below 1; got momentum={momentum}. The cumulative average "
             "(momentum=None) has no bias to remove."
         )
+    check_ddof(function, ddof)
+
+
+def check_ddof(function: str, ddof: Any) -> None:
     if isinstance(ddof, Tracer) or not isinstance(ddof, (int, np.integer)):
         raise TypeError(f"{function}: `ddof` must be a Python int; got ddof={ddof!r}. 0 is Flax's, 1 torch's.")
     if ddof < 0:
         raise ValueError(f"{function}: `ddof` must not be negative; got ddof={ddof}. 0 is Flax's, 1 torch's.")
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    if len(shape) > len(to):
+        return False
+    return all(a in (1, b) for a, b in zip(reversed(shape), reversed(to), strict=False))

@@ -22,6 +22,10 @@ def total(value: jax.Array, axis_name: AxisName, groups: IndexGroups | None = No
     member = np.zeros((size, size), bool)
     for group in groups:
         member[np.ix_(group, group)] = True
-    gathered = lax.all_gather(value, axis_name)
+    gathered = value
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    for name in reversed(names):  # one at a time: vmap gathers over no more
+        gathered = lax.all_gather(gathered, name)
+    gathered = gathered.reshape(size, *value.shape)
     mine = jnp.asarray(member)[lax.axis_index(axis_name)]
     return jnp.sum(jnp.where(mine.reshape(-1, *[1] * value.ndim), gathered, 0), axis=0)

@@ -282,7 +282,7 @@ class GroupNorm(nn.Module):
             bias,
             features=(feature,),
             groups=groups,
-            area=Area(space, self.axis_name, call.axis_groups(self.axis_name, _groups(self))),
+            area=Area(space, *call.devices(self.axis_name, _groups(self))),
             epsilon=self.epsilon,
             where=call.mask(_mask(mask)),
             scale_offset=self.scale_offset,

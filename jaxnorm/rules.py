@@ -75,6 +75,12 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
     return a * b if jnp.isrealobj(a) else a.real * b.real + a.imag * b.imag
 
 
+def _valid_parameter(where: jax.Array | None, p: jax.Array) -> jax.Array:
+    """A parameter that has entries of its own for masked places is not read there: 0 times NaN would be a gradient."""
+    overlap = where is not None and any(m > 1 and n > 1 for m, n in zip(where.shape, p.shape, strict=True))
+    return _valid(where, p) if overlap else p
+
+
 def _sum(x: jax.Array, area: Area) -> jax.Array:
     return total(jnp.sum(x, area.axes, keepdims=True), area.axis_name, area.groups)
 
@@ -86,7 +92,7 @@ def _count(x: jax.Array, where: jax.Array | None, area: Area) -> jax.Array:
     else:
         repeats = math.prod(x.shape[a] for a in area.axes if where.shape[a] == 1)
         count = jnp.sum(where, area.axes, dtype=jnp.int32, keepdims=True).astype(dtype) * repeats
-    return total(count, area.axis_name, area.groups)
+    return count
 
 
 def _exact_mean(sum: jax.Array, count: jax.Array) -> jax.Array:
@@ -101,7 +107,9 @@ def _exact_mean(sum: jax.Array, count: jax.Array) -> jax.Array:
 
 def _measure(x: jax.Array, where: jax.Array | None, area: Area) -> Statistics:
     x = _valid(where, x).astype(wide(x.dtype))
-    count = _count(x, where, area)
+    # On the data's own devices: where they vary, so does the count, even if the mask does not.
+    like = jnp.zeros_like(jnp.sum(x.real, area.axes, keepdims=True))
+    count = total(_count(x, where, area) + like, area.axis_name, area.groups)
     if area.center:
         mean = _exact_mean(_sum(x, area), count)
         x = _valid(where, x - mean)
@@ -112,7 +120,7 @@ def _measure(x: jax.Array, where: jax.Array | None, area: Area) -> Statistics:
         mean = residual = jnp.zeros_like(var, x.dtype)
     # An empty set gets the variance of an untouched state: its square root is safe whatever epsilon is.
     var = jnp.where(count > 0, var, jnp.ones((), var.dtype))
-    return Statistics(mean, residual, var, jnp.broadcast_to(count, var.shape))
+    return Statistics(mean, residual, var, count)
 
 
 def _deviation(x: jax.Array, where: jax.Array | None, mean: jax.Array, residual: jax.Array) -> jax.Array:
@@ -123,11 +131,11 @@ def _width(*arrays: jax.Array | None) -> np.dtype:
     return reduce(np.promote_types, (wide(a.dtype) for a in arrays if a is not None))
 
 
-def _affine(y, scale, bias, offset) -> jax.Array:
+def _affine(y, scale, bias, offset, where=None) -> jax.Array:
     width = _width(y, scale, bias)
     y = y.astype(width)
     if scale is not None:
-        y = y * (scale.astype(width) + offset.astype(width))
+        y = y * (_valid_parameter(where, scale).astype(width) + offset.astype(width))
     if bias is not None:
         y = y + bias.astype(width)
     return y
@@ -135,7 +143,7 @@ def _affine(y, scale, bias, offset) -> jax.Array:
 
 def _apply(x, where, mean, residual, var, scale, bias, epsilon, offset, dtype: np.dtype) -> jax.Array:
     xhat = _deviation(x, where, mean, residual) * lax.rsqrt(var + epsilon.astype(var.dtype)).astype(mean.dtype)
-    return _valid(where, _affine(xhat, scale, bias, offset)).astype(dtype)
+    return _valid(where, _affine(xhat, scale, bias, offset, where)).astype(dtype)
 
 
 def _statistics_tangent(dx, deviation, stats: Statistics, area: Area) -> tuple[jax.Array, jax.Array]:
@@ -195,7 +203,7 @@ def _standardize_jvp(area: Area, dtype: np.dtype, primals, tangents):
             dxhat = (dxhat - deviation * slope) * inverse.astype(deviation.dtype)
         dy = dxhat.astype(width)
         if scale is not None:
-            dy = dy * (scale.astype(width) + offset.astype(width))
+            dy = dy * (_valid_parameter(where, scale).astype(width) + offset.astype(width))
         for dfactor in (dscale, doffset) if scale is not None else ():
             if dfactor is not None:
                 dy = dy + (deviation * inverse.astype(deviation.dtype)).astype(width) * dfactor.astype(width)

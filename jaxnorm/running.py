@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm.arguments import check_averaging, real, wide
+from jaxnorm.arguments import check_averaging, check_ddof, check_number, is_complex, real, wide
 from jaxnorm.moments import Moments, merge
 
 
@@ -66,13 +66,18 @@ class RunningStats(NamedTuple):
         Returns:
           RunningStats. Features without enough values (n <= ddof) are as in `init`.
 
+        Raises:
+          TypeError, ValueError: a ddof that is not a Python int, or negative.
+
         >>> RunningStats.from_moments(Moments(jnp.array(5.0), jnp.array(10.0), jnp.array(5.0)), ddof=1).var
         Array(12.5, dtype=float32)
         """
+        check_ddof("RunningStats.from_moments", ddof)
+        mean, var = (a.astype(wide(a.dtype)) for a in (m.mean, m.var))
         enough = m.count > ddof
         return cls(
-            jnp.where(enough, m.mean, 0),
-            jnp.where(enough, _with_ddof(m, ddof), 1),
+            jnp.where(enough, mean, 0),
+            jnp.where(enough, _with_ddof(m._replace(var=var), ddof), 1),
             jnp.where(enough, jnp.asarray(count, jnp.float32), 0),
         )
 
@@ -114,6 +119,7 @@ class RunningStats(NamedTuple):
                 f"RunningStats.update: the batch must have the state's features; got moments of shape {m.mean.shape}, "
                 f"state of shape {self.mean.shape}. Take moments over every axis but the features'."
             )
+        _same_kind("RunningStats.update", self, m)
         return jax.lax.stop_gradient(_update(self, m, _rates(momentum), ddof=ddof, debias=debias))
 
     def _no_arithmetic(self, other: object) -> NoReturn:
@@ -134,7 +140,7 @@ def _rates(momentum: ArrayLike | None) -> _Rates | None:
         return None
     if isinstance(momentum, (int, float)):
         with np.errstate(divide="ignore"):
-            return _Rates(momentum, 1 - momentum, np.log(momentum))
+            return _Rates(momentum, 1 - momentum, float(np.log(momentum)))
     momentum = jnp.asarray(momentum, jnp.float32)
     return _Rates(momentum, 1 - momentum, jnp.log(momentum))
 
@@ -166,6 +172,14 @@ def _with_ddof(m: Moments, ddof: int) -> jax.Array:
     return m.var * (n / jnp.where(n > ddof, n - ddof, 1))
 
 
+def _same_kind(function: str, stats: RunningStats, m: Moments) -> None:
+    if is_complex(m.mean.dtype) and not is_complex(stats.mean.dtype):
+        raise TypeError(
+            f"{function}: complex moments need a complex state; got moments of {m.mean.dtype}, state of "
+            f"{stats.mean.dtype}. Use RunningStats.init(features, dtype=...)."
+        )
+
+
 def blend(stats: RunningStats, m: Moments, *, prior_count: ArrayLike) -> RunningStats:
     """Source statistics moved towards those of test data, by how much test data there is.
 
@@ -194,8 +208,8 @@ def blend(stats: RunningStats, m: Moments, *, prior_count: ArrayLike) -> Running
             f"blend: both must describe the same features; got stats of shape {stats.mean.shape}, moments of shape "
             f"{m.mean.shape}. Take moments over every axis but the features'."
         )
-    if isinstance(prior_count, (int, float)) and prior_count < 0:
-        raise ValueError(f"blend: `prior_count` must not be negative; got {prior_count}. It is a number of values.")
+    _same_kind("blend", stats, m)
+    check_number("blend", "prior_count", prior_count, "must not be negative", "It is a number of values.")
     prior = jnp.asarray(prior_count, jnp.float32)
     weight = jnp.where(m.count > 0, m.count / jnp.maximum(prior + m.count, 1), 0)
 
@@ -229,10 +243,17 @@ def recalibrate(moments_fn: Callable[[Any], Any], batches: Iterable[Any]) -> Any
 
     Reference: Wu & Johnson 2021, arXiv:2105.07576, section 3 (PreciseBN); pooling as `merge`.
     """
-    merge_trees = jax.jit(partial(jax.tree.map, merge, is_leaf=lambda node: isinstance(node, Moments)))
+    is_moments = lambda node: isinstance(node, Moments)
+    merge_trees = jax.jit(partial(jax.tree.map, merge, is_leaf=is_moments))
     pooled, structure = None, None
     for batch in batches:
         part = moments_fn(batch)
+        strangers = [type(leaf).__name__ for leaf in jax.tree.leaves(part, is_leaf=is_moments) if not is_moments(leaf)]
+        if strangers:
+            raise TypeError(
+                f"recalibrate: `moments_fn` must return Moments, or a tree of them; got a leaf of type {strangers[0]}. "
+                "Return moments(x, axis), not statistics of another kind."
+            )
         if pooled is None:
             pooled, structure = part, jax.tree.structure(part)
         elif jax.tree.structure(part) != structure:

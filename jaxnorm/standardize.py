@@ -71,13 +71,13 @@ def standardize(
     call = Call("standardize", x)
     axes = call.axes(axis)
     kept = call.others(axes)
-    call.epsilon(epsilon)
+    call.numbers(epsilon, scale_offset)
     call.implementation(implementation)
     return standardize_area(
         call.x,
         call.parameter("scale", scale, kept, "kept axes"),
         call.parameter("bias", bias, kept, "kept axes"),
-        area=rules.Area(axes, axis_name, call.axis_groups(axis_name, axis_index_groups), center),
+        area=rules.Area(axes, *call.devices(axis_name, axis_index_groups), center),
         epsilon=epsilon,
         where=call.mask(where),
         scale_offset=scale_offset,
@@ -137,7 +137,7 @@ def normalize(
     """
     call = Call("normalize", x)
     kept = call.others(call.axes(axis))
-    call.epsilon(epsilon)
+    call.numbers(epsilon, scale_offset)
     return normalize_area(
         call.x,
         call.parameter("mean", mean, kept, "kept axes"),
@@ -156,7 +156,8 @@ def normalize_area(x, mean, var, scale, bias, *, epsilon, where, scale_offset, d
     """`normalize` for checked arguments, with a mask: masked entries are not read and give 0."""
     width = reduce(np.promote_types, (wide(x.dtype), wide(mean.dtype), wide(var.dtype)))
     mean, var = mean.astype(width), var.astype(real(width))
-    return rules.apply(x, where, mean, var, scale, bias, *_numbers(epsilon, scale_offset, x, scale, bias), dtype)
+    numbers = _numbers(epsilon, scale_offset, x, mean, var, scale, bias)
+    return rules.apply(x, where, mean, var, scale, bias, *numbers, dtype)
 
 
 def modulate(
@@ -190,11 +191,12 @@ def modulate(
     Reference: Perez et al. 2018, arXiv:1709.07871, eq. 2; Peebles & Xie 2023, arXiv:2212.09748, section 3.2.
     """
     call = Call("modulate", y)
+    call.numbers(0.0, scale_offset)
     last = tuple(range(call.x.ndim))[-1:]
 
     def parameter(name: str, value: ArrayLike | None) -> jax.Array | None:
         if value is not None and jnp.ndim(value) == 0:
-            value = jnp.broadcast_to(jnp.asarray(value), call.shape(last))
+            value = jnp.reshape(value, (1,) * call.x.ndim)
         return call.parameter(name, value, last, "last axis")
 
     scale, bias = parameter("scale", scale), parameter("bias", bias)

@@ -40,6 +40,24 @@ def test_nan_behind_a_mask_changes_no_bit_of_output_or_gradient(case, kind, rng)
 
 
 @pytest.mark.parametrize("case", CORE, ids=str)
+def test_nan_in_full_rank_parameters_behind_a_mask_stays_there(case, rng):
+    """Adaptive norms compute scale and bias from a condition that is padded too."""
+    x, _, _, dy = case.data()
+    where = masks(case, rng)["full"]
+    scale, bias = (jnp.asarray(rng.normal(size=case.shape), jnp.float32) for _ in range(2))
+
+    def go(scale, bias):
+        y, (dx, dscale, *_) = run(case, x, scale, bias, dy, where)
+        tangents = (dy, scale, bias) if case.has_bias else (dy, scale)
+        primals = (x, scale, bias) if case.has_bias else (x, scale)
+        return y, dx, dscale, jax.jvp(lambda *args: case.call(*args, where=where), primals, tangents)[1]
+
+    clean = jax.jit(go)(scale, bias)
+    dirty = jax.jit(go)(*(jnp.where(where, p, jnp.nan) for p in (scale, bias)))
+    jax.tree.map(np.testing.assert_array_equal, dirty, clean)
+
+
+@pytest.mark.parametrize("case", CORE, ids=str)
 def test_a_full_mask_changes_nothing(case):
     x, scale, bias, _ = case.data()
     np.testing.assert_allclose(case.call(x, scale, bias, where=True), case.call(x, scale, bias), atol=1e-6)

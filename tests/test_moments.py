@@ -67,10 +67,14 @@ def test_any_split_merges_over_a_named_axis(x, sizes):
 def test_an_empty_part_changes_no_bit(rng):
     m = jn.moments(rng.normal(size=(7, 3)).astype(np.float32) + 50, 0)
     nothing = jn.moments(np.zeros((0, 3), np.float32), 0)
-    for empty in (nothing, jn.Moments.empty(3), nothing._replace(mean=nothing.mean + 17)):
+    garbage = nothing._replace(mean=nothing.mean + 17, var=nothing.var * np.nan)
+    for empty in (nothing, jn.Moments.empty(3), garbage):
         for merged in (jn.merge(m, empty), jn.merge(empty, m)):
             jax.tree.map(np.testing.assert_array_equal, merged, m)
     jax.tree.map(np.testing.assert_array_equal, jn.merge(nothing, nothing), jn.Moments.empty(3))
+    parts = jax.tree.map(lambda a, b: jnp.stack([a, b]), m, garbage._replace(mean=garbage.mean * np.inf))
+    pooled = jax.vmap(lambda m: jn.merge_over(m, "parts"), axis_name="parts")(parts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-6), pooled, m)
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=6), st.integers(0, 100), st.integers(0, 9))

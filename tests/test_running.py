@@ -127,6 +127,24 @@ def test_float64_data_keeps_a_float32_state_and_a_float64_state_stays(rng):
         np.testing.assert_allclose(stats.var, x.var(0), rtol=1e-14)
 
 
+@pytest.mark.parametrize("options", [{}, {"debias": True}, {"momentum": None}, {"ddof": 1, "ghost_size": 2}], ids=str)
+@pytest.mark.parametrize("data", [np.float32, np.float64])
+@pytest.mark.parametrize("state", [np.float32, np.float64])
+def test_every_mixture_of_widths_under_strict_promotion(options, data, state, rng):
+    with jax.enable_x64(True):
+        x = rng.normal(size=(5, 3)).astype(data)
+        y, stats = jn.batch_norm(x, jn.RunningStats.init(3, state), training=True, **options)
+        assert (y.dtype, stats.mean.dtype, stats.var.dtype) == (data, state, state)
+
+
+def test_statistics_wider_than_the_data_are_used_as_wide_as_they_are():
+    """10,000,000.5 does not fit float32; subtracting it from 10,000,001 must still give 0.5."""
+    with jax.enable_x64(True):
+        mean, var = np.array([1e7 + 0.5]), np.array([1.0])
+        y = jn.normalize(np.float32([[1e7 + 1]]), mean, var, axis=0, epsilon=0.0)
+        assert (y.dtype, float(y[0, 0])) == (jnp.float32, 0.5)
+
+
 def test_complex_state(rng):
     x = (rng.normal(size=(50, 2)) + 1j * rng.normal(size=(50, 2)) + 2 - 1j).astype(np.complex64)
     y, stats = jn.batch_norm(x, jn.RunningStats.init(2, jnp.complex64), training=True, momentum=0.0)
@@ -178,6 +196,9 @@ def test_blend_weighs_by_counts():
     np.testing.assert_allclose(blended.var, [0.75 * 4 + 0.25 * 10, 4])
     np.testing.assert_array_equal(blended.count, source.count)
     np.testing.assert_allclose(jn.blend(source, target, prior_count=0).mean, [5, 1])
+    single = target._replace(count=jnp.ones(2))
+    np.testing.assert_allclose(jn.blend(source, single, prior_count=0).mean, [5, 7])
+    np.testing.assert_allclose(jn.blend(source, single, prior_count=0.25).mean, [0.2 * 1 + 0.8 * 5, 0.2 * 1 + 0.8 * 7])
     gradient = jax.grad(lambda mean: jn.blend(source, target._replace(mean=mean), prior_count=15).mean[0])(target.mean)
     np.testing.assert_allclose(gradient, [0.25, 0])
 

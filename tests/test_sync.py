@@ -197,3 +197,41 @@ def test_sharded_jit_gathers_nothing_and_equals_one_device(data, axis_type):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=4e-6), actual, run(x, where, dy, scale, bias)
     )
     assert "all-gather" not in run.lower(*arguments).compile().as_text()
+
+
+def test_features_sharded_over_an_explicit_mesh(rng):
+    """Statistics, update and merge live where the features live."""
+    mesh = jax.make_mesh((2, 2), ("d", "m"), axis_types=(AxisType.Explicit,) * 2, devices=jax.devices()[:4])
+    x = jnp.asarray(rng.normal(size=(8, 3, 6)) + 3, jnp.float32)
+    with jax.set_mesh(mesh):
+        put = lambda a, *spec: jax.device_put(a, NamedSharding(mesh, P(*spec)))
+        sharded = put(x, "d", None, "m")
+        stats = jax.tree.map(lambda leaf: put(leaf, "m"), jn.RunningStats.init(6))
+        y, new = jax.jit(lambda x, stats: jn.batch_norm(x, stats, training=True))(sharded, stats)
+        m = jn.merge(jn.moments(sharded, (0, 1)), jn.moments(sharded, (0, 1)))
+        assert new.mean.sharding.spec == P("m")
+    expected, expected_stats = jn.batch_norm(x, jn.RunningStats.init(6), training=True)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), new, expected_stats)
+    np.testing.assert_allclose(m.var, x.var((0, 1)), rtol=1e-5)
+
+
+def test_a_mask_that_varies_over_fewer_devices_than_the_data(rng):
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    x = jnp.asarray(rng.normal(size=(4, 8, 3)) + 3, jnp.float32)
+    where = jnp.array([True, False, True, True])[:, None, None]
+    f = lambda x, w: jn.batch_norm(x, None, training=True, where=w, axis_name=["a", "b"])[0]
+    mapped = jax.shard_map(f, mesh=mesh, in_specs=(P("a", "b"), P("a")), out_specs=P("a", "b"))
+    expected, _ = jn.batch_norm(x, None, training=True, where=where)
+    np.testing.assert_allclose(jax.jit(mapped)(x, where), expected, atol=1e-5)
+
+
+def test_groups_over_two_names(rng):
+    x = jnp.asarray(rng.normal(size=(2, 2, 5, 3)), jnp.float32)
+    groups = [[0, 3], [1, 2]]  # counted row by row over both names
+    f = lambda x: jn.batch_norm(x, None, training=True, axis_name=("a", "b"), axis_index_groups=groups)[0]
+    y = jax.vmap(jax.vmap(f, axis_name="b"), axis_name="a")(x).reshape(4, 5, 3)
+    for group in map(np.array, groups):
+        together = x.reshape(4, 5, 3)[group].reshape(-1, 3)
+        expected, _ = jn.batch_norm(together, None, training=True)
+        np.testing.assert_allclose(y[group].reshape(-1, 3), expected, atol=1e-5)

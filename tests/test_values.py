@@ -100,6 +100,20 @@ def test_full_rank_parameters_broadcast_to_x(case, rng):
     )
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=lambda d: np.dtype(d).name)
+def test_half_precision_parameters_have_gradients_rounded_once(dtype, rng):
+    """Also where a parameter is repeated: over one of two feature axes, or as a single number."""
+    x, dy = (jnp.asarray(rng.normal(size=(64, 4, 6)) + 3, dtype) for _ in range(2))
+    scale = jnp.asarray(rng.uniform(0.5, 1.5, (1, 4, 1)), dtype)
+    norm = lambda scale: jn.group_norm(x, scale, num_groups=4, feature_axis=(1, 2), axis=())
+    labels = (np.indices(x.shape)[0] * 4 + np.indices(x.shape)[1], np.indices(x.shape)[1])
+    expected = reference.standardize_gradient(x, *labels, scale, None, dy, epsilon=1e-6)[1].reshape(scale.shape)
+    assert_close(jax.vjp(norm, scale)[1](dy)[0], expected, dtype, x.size)
+    one = jnp.asarray(1.5, dtype)
+    expected = np.sum(np.asarray(x, np.float64) * np.asarray(dy, np.float64))
+    assert_close(jax.vjp(lambda s: jn.modulate(x, s, None), one)[1](dy)[0], expected, dtype, x.size)
+
+
 @pytest.mark.parametrize("case", CORE, ids=str)
 def test_integers_are_promoted_to_float32(case):
     x = jnp.asarray(np.arange(np.prod(case.shape)).reshape(case.shape) % 11)

@@ -90,9 +90,14 @@ def batch_norm(
     scale = call.parameter("scale", scale, features, "feature axes")
     bias = call.parameter("bias", bias, features, "feature axes")
     where = call.mask(where)
-    call.epsilon(epsilon)
+    call.numbers(epsilon, scale_offset)
     call.implementation(implementation)
     check_averaging("batch_norm", momentum, ddof, debias)
+    ghost_size = None if ghost_size is None else call.positive("ghost_size", ghost_size)
+    if ghost_size is not None and axis_name is not None:
+        got = f"ghost_size={ghost_size}, axis_name={axis_name!r}"
+        todo = "Ghosts split statistics, axis_name joins them: leave one out."
+        call.fail("`ghost_size` and `axis_name` exclude each other", got, todo)
     _check_state(call, stats, call.shape(features), training)
     options = {"epsilon": epsilon, "scale_offset": scale_offset, "dtype": call.output_dtype(dtype)}
     if not training:
@@ -100,20 +105,13 @@ def batch_norm(
         mean, var = (jnp.expand_dims(a, axes) for a in (stats.mean, stats.var))
         return normalize_area(call.x, mean, var, scale, bias, where=where, **options), stats
 
+    axis_name, groups = call.devices(axis_name, axis_index_groups)
     if ghost_size is None:
-        call.several_values(axes, axis_name, axis_index_groups)
-        area = Area(axes, axis_name, call.axis_groups(axis_name, axis_index_groups))
+        call.several_values(axes, axis_name, groups)
+        area = Area(axes, axis_name, groups)
         y, m = standardize_area(call.x, scale, bias, area=area, where=where, **options)
     else:
-        if axis_name is not None:
-            todo = "Ghosts split statistics, axis_name joins them: leave one out."
-            call.fail(
-                "`ghost_size` and `axis_name` exclude each other",
-                f"ghost_size={ghost_size}, axis_name={axis_name!r}",
-                todo,
-            )
-        size = call.positive("ghost_size", ghost_size)
-        y, m = standardize_ghosts(call, where, scale, bias, axes=axes, size=size, **options)
+        y, m = standardize_ghosts(call, where, scale, bias, axes=axes, size=ghost_size, **options)
     if stats is None:
         return y, None
     return y, stats.update(m, momentum=momentum, ddof=ddof, debias=debias)
@@ -131,19 +129,13 @@ def _check_state(call: Call, stats: RunningStats | None, features: tuple[int, ..
         if jnp.shape(value) != features:
             got = f"stats.{name}.shape={jnp.shape(value)}, x.shape={call.x.shape}, features {features}"
             call.fail("`stats` must have the shape of the feature axes", got, f"Use RunningStats.init({features}).")
+    for name, value in stats._asdict().items():
+        dtype = jnp.result_type(value)
+        if wide(dtype) != dtype or not jnp.issubdtype(dtype, jnp.inexact):
+            todo = "Keep statistics wide; x may be half precision."
+            call.fail("`stats` must be floating and at least float32", f"stats.{name} of {dtype}", todo, TypeError)
     dtype = jnp.result_type(stats.mean)
-    if wide(dtype) != dtype or not jnp.issubdtype(dtype, jnp.inexact):
-        call.fail(
-            "`stats` must be at least float32",
-            f"stats.mean of {dtype}",
-            "Keep statistics wide; x may be half precision.",
-            TypeError,
-        )
     if is_complex(call.x.dtype) != is_complex(dtype):
         got = f"stats.mean of {dtype}, x of {call.x.dtype}"
-        call.fail(
-            "complex x needs a complex state, and real x a real one",
-            got,
-            "Use RunningStats.init(features, dtype=...).",
-            TypeError,
-        )
+        todo = "Use RunningStats.init(features, dtype=...)."
+        call.fail("complex x needs a complex state, and real x a real one", got, todo, TypeError)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm.arguments import Axes, AxisLike, AxisName, Call
+from jaxnorm.arguments import Axes, AxisLike, AxisName, Call, wide
 from jaxnorm.rules import Area
 from jaxnorm.standardize import standardize_area
 
@@ -64,10 +64,12 @@ def group_norm(
     """
     call = Call("group_norm", x)
     features = call.axes(feature_axis, "feature_axis")
+    if not features:
+        call.fail("`feature_axis` must name an axis", "feature_axis=()", "Groups are groups of features.")
     count = math.prod(call.shape(features))
     groups = call.num_groups(num_groups, group_size, count, feature_axis)
     space = _space(call, axis, features)
-    call.epsilon(epsilon)
+    call.numbers(epsilon, scale_offset)
     call.implementation(implementation)
     if groups == count:
         call.several_values(space, axis_name, None)
@@ -77,7 +79,7 @@ def group_norm(
         call.parameter("bias", bias, features, "feature axes"),
         features=features,
         groups=groups,
-        area=Area(space, axis_name),
+        area=Area(space, *call.devices(axis_name)),
         epsilon=epsilon,
         where=call.mask(where),
         scale_offset=scale_offset,
@@ -138,14 +140,14 @@ def instance_norm(
     call = Call("instance_norm", x)
     features = call.axes(feature_axis, "feature_axis")
     space = _space(call, axis, features)
-    call.epsilon(epsilon)
+    call.numbers(epsilon, scale_offset)
     call.implementation(implementation)
     call.several_values(space, axis_name, None)
     y, _ = standardize_area(
         call.x,
         call.parameter("scale", scale, features, "feature axes"),
         call.parameter("bias", bias, features, "feature axes"),
-        area=Area(space, axis_name),
+        area=Area(space, *call.devices(axis_name)),
         epsilon=epsilon,
         where=call.mask(where),
         scale_offset=scale_offset,
@@ -187,7 +189,10 @@ class _Groups:
         before, features, after = v.shape[:first], v.shape[first:last], v.shape[last:]
         if math.prod(features) == 1:
             return v.reshape(*before, 1, 1, *after)
-        v = jnp.broadcast_to(v, (*before, *self.features, *after))
+        if features != self.features:
+            # Its gradient sums what is repeated here: in full precision.
+            v = v if v.dtype == jnp.bool_ else v.astype(wide(v.dtype))
+            v = jnp.broadcast_to(v, (*before, *self.features, *after))
         return v.reshape(*before, self.groups, math.prod(self.features) // self.groups, *after)
 
     def join(self, y: jax.Array) -> jax.Array:

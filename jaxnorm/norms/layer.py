@@ -110,13 +110,13 @@ def _normalize_features(
     call: Call, scale, bias, axis, epsilon, where, axis_name, scale_offset, dtype, implementation, center
 ):
     axes = call.axes(axis)
-    call.epsilon(epsilon)
+    call.numbers(epsilon, scale_offset)
     call.implementation(implementation)
     y, _ = standardize_area(
         call.x,
         call.parameter("scale", scale, axes, "reduced axes"),
         call.parameter("bias", bias, axes, "reduced axes"),
-        area=Area(axes, axis_name, center=center),
+        area=Area(axes, *call.devices(axis_name), center=center),
         epsilon=epsilon,
         where=call.mask(where),
         scale_offset=scale_offset,
