@@ -111,8 +111,8 @@ def merge(a: Moments, b: Moments) -> Moments:
         mean = mean_a + d n_b / n
         var = var_a n_a / n + var_b n_b / n + |d|^2 n_a n_b / n^2
 
-    Commutative and associative up to rounding; a part with count 0 changes no bit of the other. A mean is stored rounded:
-    where it is r standard deviations from 0, in float32 each merge may add an error of about r 1e-7 of the variance.
+    Commutative and associative up to rounding; a part with count 0 changes no bit of the other. Means are stored
+    rounded: where they are r standard deviations from 0, each merge in float32 may err by about r 1e-7 of the variance.
 
     Args:
       a, b: Moments of equal shape, centred (`center=True`).
