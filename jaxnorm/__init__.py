@@ -1,5 +1,6 @@
 """Normalization layers for JAX: pure functions, explicit state."""
 
+from jaxnorm.decay import decay_mask
 from jaxnorm.moments import Moments, merge, merge_over, moments
 from jaxnorm.norms.batch import batch_norm
 from jaxnorm.norms.group import group_norm, instance_norm
@@ -14,6 +15,7 @@ __all__ = [
     "RunningStats",
     "batch_norm",
     "blend",
+    "decay_mask",
     "group_norm",
     "instance_norm",
     "layer_norm",

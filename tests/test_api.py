@@ -12,7 +12,7 @@ from cases import CASES
 import jaxnorm as jn
 
 PACKAGE = Path(jn.__file__).parent
-ORDER = ["arguments", "collectives", "rules", "moments", "running", "standardize", "norms", "linen", "nnx"]
+ORDER = ["arguments", "collectives", "rules", "moments", "running", "standardize", "norms", "decay", "linen", "nnx"]
 MODULES = {"linen", "nnx"}  # of Flax: the only files that may import it
 FUNCTIONS = [name for name in jn.__all__ if inspect.isfunction(getattr(jn, name))]
 NORMS = [name for name in FUNCTIONS if name.endswith("_norm")]
@@ -107,6 +107,7 @@ SIGNATURES = {
     "standardize": "x scale=None bias=None * axis epsilon where=None axis_name=None axis_index_groups=None center=True scale_offset=0.0 dtype=None implementation=None",
     "blend": "stats m * prior_count",
     "recalibrate": "moments_fn batches",
+    "decay_mask": "params",
 }  # fmt: skip
 
 
