@@ -12,6 +12,8 @@ Leaves `digits.png` (the curves, and the 15th, 50th and 85th percentiles of what
 
 Measured on two cores of an AMD EPYC, jax 0.10.2, November 2026, seeds 0 to 7, 450 test images: with batch norm 97.8% to
 98.9% in inference mode, without 94.7% to 97.8%; after five epochs 94.9% to 97.3% against 69.1% to 81.1%. 20 seconds.
+The settings are not the best for either network: without batch norm, a learning rate of 0.01 and 60 epochs reach 97.0%
+on average.
 """
 
 import argparse
@@ -109,13 +111,17 @@ def train(options, data, normalized: bool, advance, history: dict) -> None:
     history |= {"train loss": [], "test loss": [], "test accuracy": [], "percentiles": [], "seconds": 0.0, "final": {}}
 
     def record():
-        train_numbers, test_numbers = (
-            evaluate(params, stats, x, y, False),
-            evaluate(params, stats, x_test, y_test, False),
-        )
-        history["train loss"].append(float(train_numbers["loss"]))
-        history["test loss"].append(float(test_numbers["loss"]))
-        history["test accuracy"].append(float(test_numbers["accuracy"]))
+        for mode, training in (("train", True), ("inference", False)):
+            on_train = evaluate(params, stats, x, y, training)
+            on_test = evaluate(params, stats, x_test, y_test, training)
+            numbers = {
+                "train loss": on_train["loss"],
+                "test loss": on_test["loss"],
+                "test accuracy": on_test["accuracy"],
+            }
+            history["final"][mode] = {name: float(value) for name, value in numbers.items()}
+        for name, value in history["final"]["inference"].items():
+            history[name].append(value)
         history["percentiles"].append(np.asarray(percentiles(params, stats, x_test)).tolist())
 
     record()
@@ -129,14 +135,10 @@ def train(options, data, normalized: bool, advance, history: dict) -> None:
         history["seconds"] += time.perf_counter() - start
         record()
         advance()
-    for mode, training in (("train", True), ("inference", False)):
-        on_train, on_test = evaluate(params, stats, x, y, training), evaluate(params, stats, x_test, y_test, training)
-        numbers = {"train loss": on_train["loss"], "test loss": on_test["loss"], "test accuracy": on_test["accuracy"]}
-        history["final"][mode] = {name: float(value) for name, value in numbers.items()}
 
 
 def report(histories: dict) -> Table:
-    table = Table(title="handwritten digits after the last epoch (accuracy: on test images)")
+    table = Table(title="handwritten digits at the last evaluation (accuracy: on test images)")
     for column in ("network", "mode", "train loss", "test loss", "accuracy", "seconds"):
         table.add_column(column, justify="left" if column in ("network", "mode") else "right")
     for name, history in histories.items():
@@ -164,13 +166,14 @@ def picture(histories: dict, path: Path) -> None:
         panel.set(title=f"what enters one of the last sigmoids, {name}", ylabel="pre-activation")
     axes["accuracy"].set(title="test accuracy, inference mode", ylabel="accuracy")
     axes["loss"].set(title="cross-entropy, inference mode", ylabel="nats", yscale="log")
-    low, high = zip(*(axes[name].get_ylim() for name in VARIANTS), strict=True)
+    low, high = zip(*(axes[name].get_ylim() for name in histories), strict=True)
     for name in VARIANTS:
-        axes[name].set_ylim(min(low), max(high))
-    for panel in axes.values():
+        axes[name].set_ylim(min(low), max(high) + 0.25 * (max(high) - min(low)))  # room for the legend
+    for name, panel in axes.items():
         panel.set_xlabel("epoch")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize="small")
+        if panel.lines:  # a network that an interruption left out has none
+            panel.legend(fontsize="small", loc="upper left" if name in VARIANTS else "best")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -209,10 +212,12 @@ def main() -> None:
     settings = {"jax": jax.__version__, "device": str(jax.devices()[0])} | vars(options)
     (options.output / "digits.json").write_text(json.dumps({"settings": settings} | histories, indent=1, default=str))
     console.print(report(histories))
+    written = [options.output / "digits.json"]
     finished = {name: history for name, history in histories.items() if history.get("percentiles")}
     if finished:
-        picture(finished, options.output / "digits.png")
-    console.print(f"picture and numbers: {options.output}/digits.png, {options.output}/digits.json")
+        written.append(options.output / "digits.png")
+        picture(finished, written[-1])
+    console.print(f"wrote {' and '.join(map(str, written))}")
 
 
 if __name__ == "__main__":

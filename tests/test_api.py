@@ -15,7 +15,9 @@ PACKAGE = Path(jn.__file__).parent
 ORDER = ["arguments", "collectives", "rules", "moments", "running", "standardize", "norms", "decay", "linen", "nnx"]
 MODULES = {"linen", "nnx"}  # of Flax: the only files that may import it
 FUNCTIONS = [name for name in jn.__all__ if inspect.isfunction(getattr(jn, name))]
-NORMS = [name for name in FUNCTIONS if name.endswith("_norm")]
+NORMS = [
+    name for name in FUNCTIONS if name.endswith("_norm") and "x" in inspect.signature(getattr(jn, name)).parameters
+]
 
 
 def imports(path: Path) -> set[str]:
@@ -108,6 +110,8 @@ SIGNATURES = {
     "blend": "stats m * prior_count",
     "recalibrate": "moments_fn batches",
     "decay_mask": "params",
+    "weight_norm": "v g=None * axis epsilon=1e-12",
+    "spectral_norm": "w state * update n_steps=1 epsilon=1e-12",
 }  # fmt: skip
 
 
