@@ -1,7 +1,6 @@
 """Bad arguments: one error each, before any arithmetic, that says the rule, what came, and what to do."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +30,6 @@ ROWS = [
     (lambda: jn.group_norm(x, num_groups=0), ValueError, "group_norm: `num_groups` must be at least 1; got num_groups=0. Pass a positive int."),
     # one value
     (lambda: jn.batch_norm(x[:1, :1], None, training=True), ValueError, "batch_norm: every set of numbers that shares statistics needs at least two; got one value per set from x.shape=(1, 1, 4), reduced axes (0, 1). One value has no variance: use a larger batch, layer_norm or rms_norm, or inference with running statistics."),
-    (lambda: train(ghost_size=1, feature_axis=(1, 2)), ValueError, None),
     (lambda: jn.batch_norm(x[0], None, training=True, ghost_size=1), ValueError, "batch_norm: every set of numbers that shares statistics needs at least two; got one value per set from x.shape=(3, 4), reduced axes (0,). One value has no variance: use a larger batch, layer_norm or rms_norm, or inference with running statistics."),
     (lambda: jn.batch_norm(x[0, 0], None, training=True), ValueError, "batch_norm: every set of numbers that shares statistics needs at least two; got one value per set from x.shape=(4,), reduced axes (). One value has no variance: use a larger batch, layer_norm or rms_norm, or inference with running statistics."),
     (lambda: jn.instance_norm(x[:, 0]), ValueError, "instance_norm: every set of numbers that shares statistics needs at least two; got one value per set from x.shape=(2, 4), reduced axes (). One value has no variance: use a larger batch, layer_norm or rms_norm, or inference with running statistics."),
@@ -68,7 +66,6 @@ ROWS = [
     (lambda: jn.blend(stats, m, prior_count=-1), ValueError, "blend: `prior_count` must not be negative; got prior_count=-1. It is a number of values."),
     (lambda: jn.merge(m, jn.moments(x, 0)), ValueError, "merge: both parts must describe the same sets; got mean.shape=(4,) and (3, 4). Take moments over axes that keep the same shape."),
     (lambda: jn.recalibrate(lambda batch: m, []), ValueError, "recalibrate: `batches` must hold at least one batch; got none. An iterator may be used up."),
-    (lambda: jn.recalibrate(lambda batch: {batch: m}, ["a", "b"]), ValueError, None),
     (lambda: jn.batch_norm(x, stats._replace(var=stats.var.astype(jnp.bfloat16)), training=True), TypeError, "batch_norm: `stats` must be floating and at least float32; got stats.var of bfloat16. Keep statistics wide; x may be half precision."),
     (lambda: jn.batch_norm(x, stats._replace(count=jnp.zeros(4, int)), training=True), TypeError, "batch_norm: `stats` must be floating and at least float32; got stats.count of int32. Keep statistics wide; x may be half precision."),
     (lambda: stats.update(jn.moments(x + 1j, (0, 1))), TypeError, "RunningStats.update: complex moments need a complex state; got moments of complex64, state of float32. Use RunningStats.init(features, dtype=...)."),
@@ -125,15 +122,16 @@ def test_error(row):
     with pytest.raises(kind) as error:
         call()
     assert type(error.value) is kind
-    if message is not None:
-        assert str(error.value) == message
+    assert str(error.value) == message
 
 
 def test_changing_trees_name_both():
-    with pytest.raises(
-        ValueError, match=re.escape("recalibrate: `moments_fn` must return the same tree for every batch")
-    ):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
         jn.recalibrate(lambda batch: {batch: m}, ["a", "b"])
+    assert str(error.value) == (
+        "recalibrate: `moments_fn` must return the same tree for every batch; got "
+        f"{jax.tree.structure({'b': m})} after {jax.tree.structure({'a': m})}. Return every norm's moments each time."
+    )
 
 
 def test_what_is_allowed_although_it_looks_odd():
