@@ -1,7 +1,7 @@
 """Moments: what a set of numbers is reduced to, and how two sets become one.
 
-`Moments` of disjoint parts merge exactly, in any order and grouping. A mask only changes `count`, a ghost batch is a
-moment not yet merged, gradient accumulation is a fold, synchronization is a merge over an axis name.
+`Moments` of disjoint parts merge without approximation, in any order and grouping. A mask only changes `count`, a ghost
+batch is a moment not yet merged, gradient accumulation is a fold, synchronization is a merge over an axis name.
 """
 
 from collections.abc import Callable

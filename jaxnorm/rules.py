@@ -88,11 +88,9 @@ def _sum(x: jax.Array, area: Area) -> jax.Array:
 def _count(x: jax.Array, where: jax.Array | None, area: Area) -> jax.Array:
     dtype = real(wide(x.dtype))
     if where is None:
-        count = jnp.full((1,) * x.ndim, math.prod(x.shape[a] for a in area.axes), dtype)
-    else:
-        repeats = math.prod(x.shape[a] for a in area.axes if where.shape[a] == 1)
-        count = jnp.sum(where, area.axes, dtype=jnp.int32, keepdims=True).astype(dtype) * repeats
-    return count
+        return jnp.full((1,) * x.ndim, math.prod(x.shape[a] for a in area.axes), dtype)
+    repeats = math.prod(x.shape[a] for a in area.axes if where.shape[a] == 1)
+    return jnp.sum(where, area.axes, dtype=jnp.int32, keepdims=True).astype(dtype) * repeats
 
 
 def _exact_mean(sum: jax.Array, count: jax.Array) -> jax.Array:
@@ -131,11 +129,15 @@ def _width(*arrays: jax.Array | None) -> np.dtype:
     return reduce(np.promote_types, (wide(a.dtype) for a in arrays if a is not None))
 
 
+def _factor(scale: jax.Array, offset: jax.Array, where: jax.Array | None, width: np.dtype) -> jax.Array:
+    return _valid_parameter(where, scale).astype(width) + offset.astype(width)
+
+
 def _affine(y, scale, bias, offset, where=None) -> jax.Array:
     width = _width(y, scale, bias)
     y = y.astype(width)
     if scale is not None:
-        y = y * (_valid_parameter(where, scale).astype(width) + offset.astype(width))
+        y = y * _factor(scale, offset, where, width)
     if bias is not None:
         y = y + bias.astype(width)
     return y
@@ -203,7 +205,7 @@ def _standardize_jvp(area: Area, dtype: np.dtype, primals, tangents):
             dxhat = (dxhat - deviation * slope) * inverse.astype(deviation.dtype)
         dy = dxhat.astype(width)
         if scale is not None:
-            dy = dy * (_valid_parameter(where, scale).astype(width) + offset.astype(width))
+            dy = dy * _factor(scale, offset, where, width)
         for dfactor in (dscale, doffset) if scale is not None else ():
             if dfactor is not None:
                 dy = dy + (deviation * inverse.astype(deviation.dtype)).astype(width) * dfactor.astype(width)

@@ -422,15 +422,20 @@ def test_one_value_raises_in_training_and_not_while_initializing(make, shape):
 
 
 def test_statistics_are_float32_whatever_the_parameters_are():
-    """Flax rounds a mean of 1001 to 1000 in bfloat16 here."""
+    """Flax subtracts 1004, bfloat16's nearest, for a running mean of 1003.5; and starts from bfloat16 statistics."""
     x = jnp.full(SMALL, 1001.0) + jnp.arange(6.0)[:, None]
     options = {"force_float32_reductions": False, "param_dtype": jnp.bfloat16, "momentum": 0.0}
-    ours, theirs = (apply(lib.BatchNorm(**options), x)[1]["batch_stats"]["mean"] for lib in (jnl, nn))
-    assert ours.dtype == jnp.float32
-    np.testing.assert_allclose(ours, 1003.5)
-    variables = nn.BatchNorm(**options).init(KEY, x, use_running_average=False)
-    assert variables["batch_stats"]["mean"].dtype == jnp.bfloat16
-    del theirs
+    right = (np.arange(6) - 2.5) / np.sqrt(35 / 12 + 1e-5)
+    results = []
+    for lib in (jnl, nn):
+        module = lib.BatchNorm(**options)
+        variables = module.init(KEY, x, use_running_average=False)
+        _, state = module.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+        y = module.apply({**variables, **state}, x, use_running_average=True)[:, 0]
+        results.append((variables["batch_stats"]["mean"].dtype, np.asarray(y, np.float32)))
+    assert [dtype for dtype, _ in results] == [jnp.float32, jnp.bfloat16]
+    np.testing.assert_allclose(results[0][1], right, atol=1e-5)
+    assert np.abs(results[1][1] - right).max() > 0.2
 
 
 def test_group_norm_takes_any_feature_axis_and_broadcast_masks():

@@ -188,11 +188,11 @@ def cond(p):
 
 @transform
 def while_loop(p):
-    run = jax.jit(
-        lambda x: jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, p.f(c[1], *p.args[1:])), (0, x))
-    )
-    p.close(run(p.x)[1], np.asarray(p.f(p.f(p.x, *p.args[1:]), *p.args[1:])))
-    jax.jvp(lambda x: run(x)[1], (p.x,), (p.tangents[0],))
+    f = lambda x: p.f(x, *p.args[1:])
+    run = lambda x: jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, f(c[1])), (0, x))[1]
+    twice = jax.jvp(lambda x: f(f(x)), (p.x,), (p.tangents[0],))
+    p.close(jax.jit(run)(p.x), np.asarray(twice[0]))
+    p.close(jax.jvp(run, (p.x,), (p.tangents[0],)), twice, slack=8)
 
 
 POLICIES = {
