@@ -143,6 +143,9 @@ def test_statistics_wider_than_the_data_are_used_as_wide_as_they_are():
         mean, var = np.array([1e7 + 0.5]), np.array([1.0])
         y = jn.normalize(np.float32([[1e7 + 1]]), mean, var, axis=0, epsilon=0.0)
         assert (y.dtype, float(y[0, 0])) == (jnp.float32, 0.5)
+        # Epsilon too: 0.1 in float32 is off by 1e-9.
+        y = jn.normalize(np.float32([[1.0]]), mean * 0, var * 0, axis=0, epsilon=0.1, dtype=jnp.float64)
+        np.testing.assert_allclose(y, 0.1**-0.5, rtol=1e-14)
 
 
 def test_complex_state(rng):
