@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm.arguments import AxisLike, Call, wide
+from jaxnorm.arguments import Axes, AxisLike, Call, wide
 
 
 def weight_norm(
@@ -45,8 +45,17 @@ def weight_norm(
     call.numbers(epsilon)
     g = call.parameter("g", g, call.others(axes), "kept axes")
     x = call.x.astype(wide(call.x.dtype))
-    w = x * lax.rsqrt(jnp.sum(jnp.real(x * jnp.conj(x)), axes, keepdims=True) + epsilon).astype(x.dtype)
+    w = x * lax.rsqrt(_squared_length(x, axes) + epsilon).astype(x.dtype)
     return (w if g is None else w * g.astype(w.dtype)).astype(call.x.dtype)
+
+
+def _squared_length(x: jax.Array, axes: Axes) -> jax.Array:
+    return jnp.sum(jnp.real(x * jnp.conj(x)), axes, keepdims=True)
+
+
+def initial_length(v: jax.Array, axes: Axes, epsilon: ArrayLike) -> jax.Array:
+    """The g, of the kept axes' shape, with which weight norm gives back v."""
+    return jnp.squeeze(jnp.sqrt(_squared_length(v.astype(wide(v.dtype)), axes) + epsilon), axes)
 
 
 class SpectralState(NamedTuple):
@@ -77,7 +86,8 @@ def spectral_norm(
 
         W = w as [-1, features]       each step: v = n(W u), u = n(W^T v)       sigma = v^T W u      w / sigma
 
-    with n(x) = x / sqrt(sum(x^2) + epsilon). No gradient flows through u and v, all of it through sigma.
+    with n(x) = x / sqrt(sum(x^2) + epsilon). Without a step v = n(W u), so that sigma is the length of W u. No gradient
+    flows through u and v, all of it through sigma.
 
     Args:
       w: a weight whose last axis is the features; any number of axes.
