@@ -1,0 +1,154 @@
+"""What the experiments share: options, a progress bar, tables, and results that survive an interruption.
+
+Not a program. An experiment is one `with recording(...) as record:` around its runs; what it measured is in
+runs/<name>/results.json after every run, whatever happens next.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+matplotlib.use("Agg")
+from matplotlib.figure import Figure
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # apart for colour-blind eyes
+CONSOLE = Console()
+
+
+def options(
+    doc: str, name: str, *, seeds: int = 5, extend: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+) -> argparse.Namespace:
+    """The options every experiment has, and its own; `--quick` leaves two seeds."""
+    parser = argparse.ArgumentParser(
+        description=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    extend(parser)
+    parser.add_argument("--seed", type=int, default=0, help="the first seed: of splits, weights and batches")
+    parser.add_argument("--seeds", type=int, default=seeds, help="how many seeds")
+    parser.add_argument("--output", type=Path, default=Path("runs") / name, help="folder for results and picture")
+    parser.add_argument("--quick", action="store_true", help="two seeds, little training: does it run?")
+    chosen = parser.parse_args()
+    if chosen.seeds < 1:
+        parser.error(f"--seeds must be at least 1; got {chosen.seeds}")
+    if chosen.quick:
+        chosen.seeds = min(chosen.seeds, 2)
+    return chosen
+
+
+def machine() -> dict[str, str]:
+    """What a number was measured with."""
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # Linux knows more
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), processor)
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind if device.platform != "cpu" else f"{os.cpu_count()} cores of {processor}",
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxnorm": version("jaxnorm"),
+        "date": time.strftime("%B %Y"),
+    }
+
+
+def middle(values: Any) -> str:
+    """The median, and the range it comes from."""
+    low, mid, high = np.min(values), np.median(values), np.max(values)
+    return f"{mid:.3g} ({low:.3g} to {high:.3g})"
+
+
+class Record:
+    """Rows, tables and claims of one experiment, written to disk as they come."""
+
+    def __init__(self, name: str, options: argparse.Namespace, advance: Callable[..., None]):
+        self.name, self.folder, self.advance = name, options.output, advance
+        self.content: dict[str, Any] = {
+            "name": name,
+            "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
+            "machine": machine(),
+            "seconds": 0.0,
+            "rows": [],
+            "tables": [],
+            "claims": [],
+        }
+        self._start = time.perf_counter()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SystemExit(
+                f"{name}: --output must be a folder that can be written; got {self.folder} ({error})."
+            ) from None
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return self.content["rows"]
+
+    def add(self, **row: Any) -> None:
+        """One finished run (arrays become lists); kept on disk at once."""
+        self.rows.append({key: np.asarray(v).tolist() if hasattr(v, "dtype") else v for key, v in row.items()})
+        self.save()
+
+    def values(self, key: str, **where: Any) -> np.ndarray:
+        """One column of the rows that have these values."""
+        return np.array([row[key] for row in self.rows if all(row.get(k) == v for k, v in where.items())])
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Shown, kept, and for the README."""
+        text = [[str(cell) for cell in row] for row in rows]
+        self.content["tables"].append({"title": title, "columns": list(columns), "rows": text})
+        shown = Table(title=title)
+        for i, column in enumerate(columns):
+            shown.add_column(column, justify="left" if i == 0 else "right")
+        for row in text:
+            shown.add_row(*row)
+        CONSOLE.print(shown)
+        self.save()
+
+    def claim(self, claim: str, *, source: str, measured: str, verdict: str) -> None:
+        """What is said, who says it, what came out here, and whether that is so: all from this run's numbers."""
+        self.content["claims"].append({"claim": claim, "source": source, "measured": measured, "verdict": verdict})
+        CONSOLE.print(f"[bold]{claim}[/bold] ({source})\n  measured: {measured}\n  verdict: {verdict}")
+        self.save()
+
+    def picture(self, figure: Figure) -> None:
+        figure.savefig(self.folder / f"{self.name}.png", dpi=120)
+
+    def save(self) -> None:
+        self.content["seconds"] = round(time.perf_counter() - self._start, 1)
+        path = self.folder / "results.json"
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(self.content, indent=1))
+        part.replace(path)  # never half a file
+
+
+@contextlib.contextmanager
+def recording(name: str, options: argparse.Namespace, steps: int) -> Iterator[Record]:
+    """A progress bar of so many steps, and a record. Ctrl-C ends the runs and keeps what was measured."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=CONSOLE) as progress:
+        task = progress.add_task(name, total=steps)
+
+        def advance(description: str | None = None) -> None:
+            progress.update(task, advance=1, description=description or name)
+
+        record = Record(name, options, advance)
+        try:
+            yield record
+        except KeyboardInterrupt:
+            CONSOLE.print(f"Interrupted: {len(record.rows)} finished runs are kept.")
+        record.save()
+    CONSOLE.print(f"wrote {record.folder}")

@@ -1,0 +1,188 @@
+"""Many small networks at once: one compiled program trains every seed and setting of an experiment side by side.
+
+Not a program. All arrays of a run (parameters, statistics, data, settings) have a leading axis of runs, and `vmap` does
+the rest; a run's numbers do not depend on its neighbours.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import jaxnorm as jn
+
+
+class Data(NamedTuple):
+    """Training and test arrays, each with a leading axis of runs."""
+
+    x: jax.Array
+    y: jax.Array
+    x_test: jax.Array
+    y_test: jax.Array
+
+
+def digits(seeds: list[int], shape: tuple[int, ...] = (64,), train: int = 1347) -> Data:
+    """scikit-learn's digits, pixels from 0 to 1, split anew by every seed: `train` of 1,347 images, 450 for testing."""
+    images, labels = load_digits(return_X_y=True)
+    images, labels = (images / 16).astype(np.float32).reshape(-1, *shape), labels.astype(np.int32)
+    splits = []
+    for seed in seeds:
+        x, x_test, y, y_test = train_test_split(images, labels, test_size=450, stratify=labels, random_state=seed)
+        splits.append((x[:train], y[:train], x_test, y_test))
+    return Data(*(jnp.asarray(np.stack(part)) for part in zip(*splits, strict=True)))
+
+
+# -- norms by name: apply(params, stats, x, training) -> (y, stats) ---------------------------------------------------
+
+
+def init_norm(name: str, features: int):
+    """Parameters and statistics; without a norm there is a bias, with one its scale and bias."""
+    params = {"bias": jnp.zeros(features)} | ({} if name == "none" else {"scale": jnp.ones(features)})
+    return params, jn.RunningStats.init(features) if name in ("batch", "ghost") else None
+
+
+def norm(name: str, params, stats, x, training: bool, *, ghost_size: int = 8, momentum: float = 0.9):
+    scale, bias = params.get("scale"), params["bias"]
+    if name == "none":
+        return x + bias, stats
+    if name == "batch":
+        return jn.batch_norm(x, stats, scale, bias, training=training, momentum=momentum)
+    if name == "ghost":
+        return jn.batch_norm(x, stats, scale, bias, training=training, momentum=momentum, ghost_size=ghost_size)
+    if name == "layer":
+        return jn.layer_norm(x, scale, bias), stats
+    if name == "rms":
+        return jn.rms_norm(x, scale) + bias, stats
+    if name == "group":
+        return jn.group_norm(x, scale, bias, group_size=8), stats
+    if name == "instance":
+        return jn.instance_norm(x, scale, bias), stats
+    raise ValueError(f"norm: no norm of this name; got {name!r}.")
+
+
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """3 x 3, padded, as one matrix product over shifted copies, since `vmap` turns it into a batched product."""
+    size, padded = x.shape[1:3], jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifted = [padded[:, i : i + size[0] : stride, j : j + size[1] : stride] for i in range(3) for j in range(3)]
+    return jnp.concatenate(shifted, -1) @ kernel
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+class Network(NamedTuple):
+    """`init(key, setting) -> (params, stats)` and `apply(params, stats, x, training, key) -> (logits, stats)`."""
+
+    init: Callable[..., Any]
+    apply: Callable[..., Any]
+
+
+def cross_entropy(logits, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+class Trainer:
+    """Runs of one network with different seeds and settings.
+
+    Args:
+      network: the same for all runs.
+      data: one set of arrays for each run.
+      settings: a tree of arrays with a leading axis of runs; `network.init` and `optimizer` get one run's.
+      optimizer: setting -> optax transformation.
+      seed: of weights, batches and whatever else is random; run i uses its i-th key.
+    """
+
+    def __init__(self, network: Network, data: Data, settings, *, optimizer, batch_size: int, seed: int = 0):
+        self.data, self.settings, self.batch_size = data, settings, batch_size
+        self.keys = jax.random.split(jax.random.key(seed), len(data.x))
+        self._epoch = jax.jit(jax.vmap(functools.partial(_epoch, network, optimizer, batch_size)), donate_argnums=0)
+        self._evaluate = jax.jit(jax.vmap(functools.partial(_evaluate, network)))
+        start = jax.vmap(lambda key, setting: _start(network, optimizer, key, setting))
+        self.state = jax.jit(start)(self.keys, settings)
+        self.epochs = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.data.x.shape[1] // self.batch_size
+
+    def epoch(self) -> np.ndarray:
+        """One pass over the training data; returns the losses, [runs, steps]."""
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, self.epochs))(self.keys)
+        self.state, losses = self._epoch(self.state, keys, self.data, self.settings)
+        self.epochs += 1
+        return np.asarray(losses)
+
+    def evaluate(self) -> dict[str, np.ndarray]:
+        """In inference mode: `loss` and `accuracy` on test images, `train_loss` and `train_accuracy`; each [runs]."""
+        return {name: np.asarray(value) for name, value in self._evaluate(self.state, self.data).items()}
+
+
+def _start(network, optimizer, key, setting):
+    params, stats = network.init(key, setting)
+    return params, stats, optimizer(setting).init(params)
+
+
+def _epoch(network, optimizer, batch_size, state, key, data, setting):
+    steps = len(data.x) // batch_size
+    order = jax.random.permutation(key, len(data.x))[: steps * batch_size].reshape(steps, batch_size)
+
+    def step(state, batch):
+        params, stats, opt_state = state
+        indices, key = batch
+
+        def loss(params):
+            logits, new = network.apply(params, stats, data.x[indices], True, key)
+            return cross_entropy(logits, data.y[indices]), new
+
+        (value, stats), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = optimizer(setting).update(gradients, opt_state, params)
+        return (optax.apply_updates(params, updates), stats, opt_state), value
+
+    return jax.lax.scan(step, state, (order, jax.random.split(key, steps)))
+
+
+def _evaluate(network, state, data):
+    params, stats, _ = state
+    result = {}
+    for prefix, x, y in (("", data.x_test, data.y_test), ("train_", data.x, data.y)):
+        logits, _ = network.apply(params, stats, x, False, None)
+        result[f"{prefix}loss"] = cross_entropy(logits, y)
+        result[f"{prefix}accuracy"] = jnp.mean(logits.argmax(-1) == y)
+    return result
+
+
+# -- a perceptron, the network of most experiments --------------------------------------------------------------------
+
+
+def perceptron(name: str, widths=(64, 100, 100, 100, 10), activation=jax.nn.relu, *, gain: float = 2.0) -> Network:
+    """Dense layers, a norm by name between product and activation. Weights have variance gain / fan-in.
+
+    A setting may hold `init_scale`, which multiplies every weight.
+    """
+
+    def init(key, setting):
+        layers, stats = [], []
+        keys = jax.random.split(key, len(widths) - 1)
+        for layer_key, a, b in zip(keys, widths[:-1], widths[1:], strict=True):
+            params, statistics = init_norm(name, b)
+            kernel = jax.random.normal(layer_key, (a, b)) * jnp.sqrt(gain / a) * setting.get("init_scale", 1.0)
+            layers.append({"kernel": kernel} | params)
+            stats.append(statistics)
+        layers[-1].pop("scale", None)
+        return layers, stats[:-1]
+
+    def apply(params, stats, x, training, key):
+        new = []
+        for layer, layer_stats in zip(params[:-1], stats, strict=True):
+            x, layer_stats = norm(name, layer, layer_stats, x @ layer["kernel"], training)
+            new.append(layer_stats)
+            x = activation(x)
+        return x @ params[-1]["kernel"] + params[-1]["bias"], new
+
+    return Network(init, apply)
