@@ -75,7 +75,7 @@ def predict(model: Digits, x):
 
 
 def train(model: Digits, optimizer: nnx.Optimizer, epochs: int, seed: int, data, name: str, accuracies: dict) -> None:
-    """From the step the state is at until so many epochs are done. Seed and epoch alone decide the order of images."""
+    """From the optimizer's step until so many epochs are done. Seed and epoch alone decide the order of images."""
     x, x_test, y, y_test = data
     steps, accuracies[name] = len(x) // BATCH_SIZE, []
     for epoch in track(range(int(optimizer.step[...]) // steps, epochs), name):
@@ -158,10 +158,12 @@ def parse() -> argparse.Namespace:
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         (options.output / "results.json").touch()
-        if options.checkpoint.exists() and not ocp.path.format_utils.is_orbax_checkpoint(options.checkpoint):
-            raise FileExistsError("halfway/ is there and is no checkpoint")
+        there = [path.name for path in options.checkpoint.iterdir()] if options.checkpoint.exists() else []
+        if there and "_CHECKPOINT_METADATA" not in there:  # what Orbax leaves; only a checkpoint is overwritten
+            raise FileExistsError("what is in halfway/ is no checkpoint")
     except OSError as error:
-        parser.error(f"--output must be a folder to write results.json and halfway/ in; got {options.output}: {error}")
+        rule = "--output must be a folder to write results.json and halfway/ in"
+        parser.error(f"{rule}; got {options.output}: {error}. Name another.")
     return options
 
 
@@ -176,11 +178,11 @@ def main() -> None:
         console.print("Interrupted: what was measured so far is kept.")
     (options.output / "results.json").write_text(json.dumps(results, indent=1, default=str))
     console.print(report(results))
-    last = [f"{name} {accuracies[-1]:.2%}" for name, accuracies in results["test accuracy"].items() if accuracies]
-    console.print(f"test accuracy: {', '.join(last)}")
+    for name, accuracies in results["test accuracy"].items():
+        console.print(f"test accuracy, {name}:", *(f"{accuracy:.2%}" for accuracy in accuracies[-1:]))
     for name, number in results["one at a time"].items():
-        console.print(f"one image at a time instead of all: {name} {number:.2g}")
-    console.print(f"wrote {options.output / 'results.json'} and {options.output / 'halfway'}")
+        console.print(f"one image at a time instead of all, {name}: {number:.2g}")
+    console.print(f"wrote to {options.output}")
 
 
 if __name__ == "__main__":
