@@ -43,13 +43,13 @@ class Equinox(Framework):
 
     def weights(self, entries: Entries) -> dict[str, tuple[str, dict[str, Parts]]]:
         found = {}
-        for parts in entries:
-            kind = {"g": "weight_norm", "0": "spectral_norm"}.get(parts[-1])
-            module = parts[: -1 if kind == "weight_norm" else -2]
-            if kind:
-                paths = {r: self.split(k) for r, k in self.weight_keys(kind, module, ("weight",)).items()}
-                if entries.keys() >= set(paths.values()):
-                    found[self.weight_name(module, ("weight",))] = (kind, paths)
+        for parts, entry in entries.items():
+            if parts[-2:-1] == ("layer",) and len(entry.shape) > 1:
+                for kind in ("weight_norm", "spectral_norm"):
+                    keys = self.weight_keys(kind, parts[:-2], parts[-1:])
+                    paths = {role: self.split(key) for role, key in keys.items()}
+                    if entries.keys() >= set(paths.values()):
+                        found[self.weight_name(parts[:-2], parts[-1:])] = (kind, paths)
         return found
 
     def weight_keys(self, kind: str, module: Parts, weight: Parts) -> dict[str, Keys]:

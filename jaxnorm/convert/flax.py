@@ -106,17 +106,16 @@ class Linen(_Flax):
         return parts
 
     def weights(self, entries: Entries) -> dict[str, tuple[str, dict[str, Parts]]]:
+        marks = {("params", "scale"): "weight_norm", ("batch_stats", "u"): "spectral_norm"}
         found = {}
         for parts in entries:
-            kind = {("params", "scale"): "weight_norm", ("batch_stats", "u"): "spectral_norm"}.get(
-                (parts[0], parts[-1])
-            )
-            path = parts[1:-1]
-            for i in range(len(path) if kind else 0):  # where the wrapper's name ends and the weight's begins
-                keys = self.weight_keys(str(kind), path[:i], path[i:])
-                paths = {role: self.split(k) for role, k in keys.items()}
-                if entries.keys() >= set(paths.values()) and paths["weight"] != parts:
+            kind, path = marks.get((parts[0], parts[-1]), ""), parts[1:-1]
+            for i in reversed(range(len(path) if kind else 0)):  # where the wrapper's name ends, its weight's begins
+                keys = self.weight_keys(kind, path[:i], path[i:])
+                paths = {role: self.split(key) for role, key in keys.items()}
+                if entries.keys() >= set(paths.values()):
                     found[self.weight_name(path[:i], path[i:])] = (kind, paths)
+                    break
         return found
 
     def weight_keys(self, kind: str, module: Parts, weight: Parts) -> dict[str, Keys]:

@@ -110,7 +110,7 @@ class Framework:
         if "bias" in entries and kind not in self.biased:
             todo = "Is it a layer_norm? If not, leave the bias out."
             fail(f"{article(kind)} of {self.name} has no bias", f"'{entries['bias'].name}'", todo)
-        first = next(entries[role] for role in ("mean", "scale", "bias") if role in entries)
+        first = next(entries[role] for role in ("mean", "ema_mean", "scale", "bias") if role in entries)
         for role, entry in entries.items():
             if entry.shape or role not in self.numbers:
                 same(entry, first.shape, first, f"All arrays of {article(kind)} describe the same features.")

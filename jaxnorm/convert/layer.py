@@ -25,8 +25,8 @@ class Layer:
 
     Args:
       kind: the function's name, "batch_norm" to "spectral_norm".
-      scale, bias: of the features' shape; of a weight norm scale is g. An rms_norm with a bias (Equinox has one) is
-        `jaxnorm.standardize(x, scale, bias, axis=axis, epsilon=epsilon, center=False)`.
+      scale, bias: of the features' shape; of a weight norm scale is g. The bias of an rms_norm (of Equinox)
+        is to be added to what the function returns.
       stats: RunningStats of a batch norm, and of an instance norm that tracked them (torch); the inference of that one
         is `batch_norm` by them, per feature.
       weight: what a weight norm (v) or spectral norm normalizes, in Flax's layout: [*space, in, out], features last.

@@ -92,6 +92,8 @@ class Torch(Framework):
         options = super().options(kind, words, scale)
         if options.get("momentum") is not None:
             options["momentum"] = complement(options["momentum"])
+        elif kind == "instance_norm":
+            options["momentum"] = 1.0  # None is no cumulative average there: torch's statistics then stay as they are
         if options.get("epsilon", 0.0) is None:  # torch's default: a rounding unit of what it computes in
             options["epsilon"] = float(np.finfo(wide(np.float32 if scale is None else scale.dtype)).eps)
         return options
