@@ -446,3 +446,71 @@ def test_what_is_written_trains_on_there(framework, debias, peer):  # noqa: F811
     x = batches[0][0]
     y, _ = run(layer, ours, stats, x, False)
     assert_allclose(y, peer(apply, params, state, x, False)[0], **close)
+
+
+def test_weights_of_equinox_wrappers(peer):  # noqa: F811
+    import equinox as eqx
+
+    key = jax.random.key(0)
+    conv = eqx.nn.Conv2d(3, 4, 2, use_bias=False, key=key)
+    weight_norm = eqx.tree_at(lambda m: m.g, eqx.nn.WeightNorm(conv), 1.5 + jnp.arange(4.0).reshape(4, 1, 1, 1))
+    spectral, state = eqx.nn.make_with_state(eqx.nn.SpectralNorm)(
+        eqx.nn.Linear(3, 4, use_bias=False, key=key), "weight", key=key
+    )
+    mapping = {
+        "wn": {"layer": {"weight": weight_norm.layer.weight}, "g": weight_norm.g},
+        "sn": {"layer": {"weight": spectral.layer.weight}, "uv_index": state.get(spectral.uv_index)},
+    }
+    layers, left = convert.read("equinox", mapping)
+    assert left == {}
+    rng = np.random.default_rng(0)
+    image, row = rng.normal(size=(3, 5, 5)).astype(np.float32), rng.normal(size=3).astype(np.float32)
+    theirs = peer(weight_norm, image)
+    ours = lax.conv_general_dilated(
+        image[None], effective(layers["wn:weight"]), (1, 1), "VALID", dimension_numbers=("NCHW", "HWIO", "NCHW")
+    )
+    assert_allclose(ours[0], theirs, **close)
+    assert_allclose(row @ effective(layers["sn:weight"]), peer(spectral, row, state, inference=True)[0], **close)
+    written = convert.write("equinox", layers, into=mapping).state
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=0, atol=1e-6), written, mapping)
+
+
+def test_keras_keeps_the_divided_kernel(peer):  # noqa: F811
+    """What is written infers there as here: Keras does not divide in inference, so the kernel is divided already."""
+    import keras
+
+    rng = np.random.default_rng(0)
+    weight, x = rng.normal(size=(6, 4)).astype(np.float32), rng.normal(size=(5, 6)).astype(np.float32)
+    _, state = jn.spectral_norm(weight, jn.SpectralState.init(jax.random.key(0), 4), update=True, n_steps=30)
+    layer = convert.Layer("spectral_norm", weight=weight, spectral=state, options={"n_steps": 1, "epsilon": 1e-12})
+    wrapper = keras.layers.SpectralNormalization(keras.layers.Dense(4, use_bias=False))
+    wrapper.build(x.shape)
+    variables = {v.path: v for v in wrapper.variables}
+    name = next(path for path in variables if path.endswith("kernel")).replace("/", ":", 1)
+    written, arguments, lost = convert.write(
+        "keras", {name: layer}, into={p: np.asarray(v) for p, v in variables.items()}
+    )
+    assert arguments == {name: {"power_iterations": 1}}
+    assert lost == {name: {"epsilon": 1e-12}}
+    for path, variable in variables.items():
+        variable.assign(written[path])
+    expected = peer(wrapper, x, training=False)
+    assert_allclose(x @ effective(layer), expected, **close)
+    peer(wrapper, x, training=True)
+    again = convert.read("keras", {p: np.asarray(v) for p, v in variables.items()}).layers[name]
+    assert_allclose(x @ effective(again), peer(wrapper, x, training=False), **close)
+
+
+def test_haiku_spectral_norm_goes_on_here(peer):  # noqa: F811
+    import haiku as hk
+
+    weight = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    transformed = hk.without_apply_rng(hk.transform_with_state(lambda w: hk.SpectralNorm()(w)))
+    _, state = peer(transformed.init, jax.random.key(0), weight)
+    layer = convert.read("haiku", {"params": {}, "state": state}).layers["spectral_norm"]
+    theirs, after = peer(transformed.apply, {}, state, weight)
+    ours, spectral = jn.spectral_norm(weight, layer.spectral, update=True, **layer.options)
+    assert_allclose(ours, theirs, **close)
+    assert_allclose(spectral.u, after["spectral_norm"]["u0"][0], **close)
+    written = convert.write("haiku", {"spectral_norm": layer}).state
+    jax.tree.map(np.testing.assert_array_equal, written["state"], state)
