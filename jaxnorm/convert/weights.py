@@ -12,7 +12,7 @@ from jaxnorm.convert.layer import Layer, fail, settings
 
 def order(ndim: int, dim: int) -> list[int]:
     """The axes of torch's layout in ours: space, in, and last the features, which torch numbers `dim`."""
-    return [a for a in (*range(2, ndim), 1, 0) if a != dim and a < ndim] + [dim]
+    return [a for a in (*range(2, ndim), 0, 1) if a != dim and a < ndim] + [dim]
 
 
 def from_torch(weight: np.ndarray, dim: int) -> np.ndarray:
