@@ -340,6 +340,16 @@ def test_conventions_become_keywords():
     assert convert.read_layer("keras", {"gamma": draw(6)}, "group_norm", groups=-1).options["num_groups"] == 6
 
 
+def test_the_first_pattern_that_matches_counts():
+    state = {
+        f"{name}.{part}": a
+        for name in ("a1", "a2")
+        for part, a in (("running_mean", draw(3)), ("running_var", draw(3)))
+    }
+    layers, _ = convert.read("torch", state, {"a1": {"eps": 1e-2}, "a*": {"eps": 1e-3}})
+    assert [layer.options["epsilon"] for layer in layers.values()] == [1e-2, 1e-3]
+
+
 def test_half_precision_statistics_are_widened():
     state = {
         "running_mean": draw(3).astype(np.float16),
