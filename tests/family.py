@@ -110,7 +110,7 @@ def rows() -> list[Case]:
         "epsilon": "is added to a mean length",
     }
     formula = partial(formulas.global_response, feature=2, space=(1,))
-    cases.append(_row(jn.global_response_norm, grn, formula, areas=sample, lacks=lacks))
+    cases.append(_row(jn.global_response_norm, grn, formula, areas=sample, lacks=lacks, terms=4.0))  # x N' is summed
 
     for name, tau in (("", None), ("[threshold]", threshold)):
 

@@ -34,6 +34,7 @@ class Case:
     given: tuple[np.ndarray, np.ndarray] | None = None
     formula: Callable | None = None
     lacks: Mapping[str, str] = field(default_factory=dict)
+    terms: float = 1.0  # with a formula: the largest terms that dx adds up, in units of dy
     core: bool = False  # one per derivative rule and arrangement of axes: the plain command runs these alone
 
     def __str__(self) -> str:
@@ -83,7 +84,7 @@ class Case:
     def gradient_terms(self, x, scale, dy, where=None):
         """The largest terms that an element of dx adds up, of which much may cancel."""
         if self.formula is not None:
-            return float(np.abs(np.asarray(dy, np.float64)).max())
+            return self.terms * float(np.abs(np.asarray(dy, np.float64)).max())
         labels = (x, self.areas, self.features, scale, dy)
         return reference.gradient_terms(*labels, **self._options, where=where)
 
