@@ -90,21 +90,21 @@ class _Products(Watcher):
     def is_layer(self, equation: JaxprEqn) -> bool:
         return equation.primitive.name in _PRODUCTS
 
-    def enter(self, equation: JaxprEqn, scope: str) -> str:
+    def enter(self, equation: JaxprEqn, scope: str) -> tuple[str, Any]:
         scope = "/".join(filter(None, (scope, str(equation.source_info.name_stack))))
         name = equation.primitive.name if self.is_layer(equation) else _call_name(equation)
         if name is None or not any(map(_is_numeric, equation.outvars)):
-            return scope
+            return scope, None
         name = "/".join(filter(None, (scope, name)))
+        entry = [f"{name}_{self.counts[name]}", None]
         self.counts[name] += 1
-        self.found.append([f"{name}_{self.counts[name] - 1}", None])
-        return self.found[-1][0]
+        self.found.append(entry)
+        return entry[0], entry
 
-    def see(self, equation: JaxprEqn, scope: str, inputs: list[Any], outputs: list[Any]) -> None:
-        entry = next((entry for entry in reversed(self.found) if entry[0] == scope and entry[1] is None), None)
-        if entry is not None:
+    def see(self, equation: JaxprEqn, noted: Any, inputs: list[Any], outputs: list[Any]) -> None:
+        if noted is not None:
             arrays = inputs[:1] if self.is_layer(equation) else [x for x in inputs if jnp.ndim(x)]
-            entry[1] = Activation(_one_or_all(arrays), _one_or_all(outputs))
+            noted[1] = Activation(_one_or_all(arrays), _one_or_all(outputs))
 
     def branch(self) -> "_Products":
         return type(self)(self.counts)
@@ -169,6 +169,6 @@ class _Tags(Watcher):
     def is_layer(self, equation: JaxprEqn) -> bool:
         return equation.primitive.name == "name" and equation.params["name"].startswith(_TAG)
 
-    def see(self, equation: JaxprEqn, scope: str, inputs: list[Any], outputs: list[Any]) -> None:
+    def see(self, equation: JaxprEqn, noted: Any, inputs: list[Any], outputs: list[Any]) -> None:
         if self.is_layer(equation):
             self.found.append([equation.params["name"], outputs[0]])

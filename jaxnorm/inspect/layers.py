@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnorm.arguments import check_number, wide
 from jaxnorm.moments import Moments
@@ -89,7 +90,7 @@ def running_statistics(tree: Any) -> dict[str, RunningStats]:
     layers: dict[str, dict[str, jax.Array]] = {}
     for layer, name, leaf in _leaves(tree):
         if name in RunningStats._fields:
-            layers.setdefault(layer, {})[name] = jnp.asarray(leaf)
+            layers.setdefault(layer, {})[name] = leaf
     found = {
         layer: RunningStats(parts["mean"], parts["var"], parts.get("count", jnp.zeros(parts["var"].shape, jnp.float32)))
         for layer, parts in layers.items()
@@ -130,7 +131,7 @@ def norms(tree: Any) -> dict[str, jax.Array]:
     squares: dict[str, jax.Array] = {}
     for layer, _, leaf in _leaves(tree):
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
-            total = jnp.sum(square(jnp.asarray(leaf).astype(wide(leaf.dtype))))
+            total = jnp.sum(square(leaf.astype(wide(leaf.dtype))))
             squares[layer] = squares[layer] + total.astype(squares[layer].dtype) if layer in squares else total
     return {layer: jnp.sqrt(value) for layer, value in squares.items()}
 
@@ -172,11 +173,11 @@ def update_ratios(params: Any, updates: Any) -> dict[str, jax.Array]:
     }
 
 
-def _leaves(tree: Any) -> Iterator[tuple[str, str, Any]]:
+def _leaves(tree: Any) -> Iterator[tuple[str, str, jax.Array]]:
     """(layer, name, array) of every array."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         words = [jax.tree_util.keystr((key,), simple=True) for key in path]
         while len(words) > 1 and words[-1] in _BOXES:
             words.pop()
-        if isinstance(leaf, jax.Array) or hasattr(leaf, "dtype"):
-            yield "/".join(words[:-1] or words), words[-1] if words else "", leaf
+        if isinstance(leaf, (jax.Array, np.ndarray, np.generic)):
+            yield "/".join(words[:-1] or words), words[-1] if words else "", jnp.asarray(leaf)

@@ -69,12 +69,12 @@ class Watcher:
         """Whether it is worth looking inside an equation that contains this one."""
         raise NotImplementedError
 
-    def enter(self, equation: JaxprEqn, scope: str) -> str:
-        """Called before an equation is run; returns the scope of those inside it."""
-        return scope
+    def enter(self, equation: JaxprEqn, scope: str) -> tuple[str, Any]:
+        """Called before an equation is run; returns the scope of those inside it, and what `see` shall be told."""
+        return scope, None
 
-    def see(self, equation: JaxprEqn, scope: str, inputs: list[Any], outputs: list[Any]) -> None:
-        """Called after an equation was run, with the scope that `enter` returned."""
+    def see(self, equation: JaxprEqn, noted: Any, inputs: list[Any], outputs: list[Any]) -> None:
+        """Called after an equation was run."""
         raise NotImplementedError
 
     def branch(self) -> "Watcher":
@@ -96,10 +96,10 @@ def _run(closed: ClosedJaxpr, inputs: Sequence[Any], watcher: Watcher, scope: st
     read = lambda variable: variable.val if isinstance(variable, Literal) else values[variable]
     for equation in closed.jaxpr.eqns:
         given = [read(variable) for variable in equation.invars]
-        inside = watcher.enter(equation, scope)
+        inside, noted = watcher.enter(equation, scope)
         outputs = _step(equation, given, watcher, inside)
         values.update(zip(equation.outvars, outputs, strict=True))
-        watcher.see(equation, inside, given, outputs)
+        watcher.see(equation, noted, given, outputs)
     return [read(variable) for variable in closed.jaxpr.outvars]
 
 
