@@ -2,8 +2,10 @@
 
 import ast
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import flax
@@ -11,6 +13,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+
+from jaxnorm.inspect import History
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -130,3 +134,46 @@ def test_flax_examples_have_the_same_structure():
     assert list(linen) == list(nnx)
     for name in ("load", "differences", "report", "parse", "main"):  # where no idiom differs, nothing does
         assert linen[name] == nnx[name]
+def test_distributions_quick_leaves_page_picture_and_histories(tmp_path):
+    out = run("distributions.py", "--quick", "--seed", "3", cwd=tmp_path)
+    for word in ("with batch norm", "without", "accuracy", "index.html"):
+        assert word in out
+    folder = tmp_path / "runs/distributions"
+    assert (folder / "distributions.png").stat().st_size > 10_000
+    assert (folder / "index.html").stat().st_size > 1_000_000
+    hidden = [f"hidden {i}" for i in range(1, 6)]
+    seen = {name: History.load(folder / f"{name}.npz") for name in ("with", "without")}
+    for name, history in seen.items():
+        assert history.steps.tolist() == [0, 1, 2]
+        assert set(hidden) <= set(history.names)
+        assert all(history[layer].histogram.sum(-1).tolist() == [1797 * 100] * 3 for layer in hidden), name
+    normalized = seen["with"]["hidden 3"]  # by the batch itself, which before training has scale 1 and bias 0
+    assert abs(normalized.mean[0]) < 1e-5
+    assert abs(normalized.std[0] - 1) < 1e-2
+    before, scalars = seen["with"]["hidden 3, before the norm"], seen["with"].scalars
+    assert scalars["hidden 3, before the norm/running mean"][0] == 0
+    for running, own in (("running mean", before.mean), ("running standard deviation", before.std)):
+        followed = scalars[f"hidden 3, before the norm/{running}"]
+        assert abs(followed[-1] - own[-1]) < 0.2 * before.std[-1]
+
+
+def test_distributions_interrupted_keeps_what_it_has(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "distributions.py"), "--epochs", "10000"]
+    program = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    folder = tmp_path / "runs/distributions"
+    deadline = time.monotonic() + 120
+    while not (folder / "with.npz").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    History.load(folder / "with.npz")  # whole at any time
+    time.sleep(1)
+    program.send_signal(signal.SIGINT)
+    out, _ = program.communicate(timeout=60)
+    assert program.returncode == 0, out
+    assert "Interrupted: what was measured so far is kept." in out
+    assert len(History.load(folder / "with.npz").steps) >= 1
+    assert (folder / "index.html").exists()
+
+
+def test_distributions_refuses_a_batch_of_one(tmp_path):
+    out = run("distributions.py", "--batch-size", "1", cwd=tmp_path, code=2)
+    assert "--batch-size must be from 2 to 1797, the images; got 1" in out
