@@ -159,15 +159,15 @@ def test_distributions_quick_leaves_page_picture_and_histories(tmp_path):
 
 def test_distributions_interrupted_keeps_what_it_has(tmp_path):
     command = [sys.executable, str(EXAMPLES / "distributions.py"), "--epochs", "10000"]
-    program = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     folder = tmp_path / "runs/distributions"
-    deadline = time.monotonic() + 120
-    while not (folder / "with.npz").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    History.load(folder / "with.npz")  # whole at any time
-    time.sleep(1)
-    program.send_signal(signal.SIGINT)
-    out, _ = program.communicate(timeout=60)
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as program:
+        while not (folder / "with.npz").exists() and program.poll() is None:
+            time.sleep(0.1)
+        time.sleep(1)
+        program.send_signal(signal.SIGINT)
+        out, _ = program.communicate(timeout=120)
     assert program.returncode == 0, out
     assert "Interrupted: what was measured so far is kept." in out
     assert len(History.load(folder / "with.npz").steps) >= 1
