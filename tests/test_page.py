@@ -60,9 +60,11 @@ def page(driver, tmp_path):
     """Opens a page of histories, and afterwards wants a silent console and not one request beyond the file."""
     path = tmp_path / "index.html"
 
-    def page(histories=COMPARED, **options):
+    def page(histories=COMPARED, fragment="", **options):
         distribution_page(histories, path, step_name="epoch", **options)
-        driver.get(path.as_uri())
+        driver.get(path.as_uri() + fragment)
+        # On a busy machine `get` may return while the empty page before this one is still there.
+        wait(lambda: driver.execute_script("return document.querySelectorAll('.numbers').length"), seconds=30)
         return driver
 
     driver.get("about:blank")
@@ -260,6 +262,17 @@ def test_nasty_names_are_text(page):
     titles = [title.text for title in driver.find_elements("css selector", "h2")]
     assert titles == ["</script><script>broken = 1</script>", "<img src=x onerror='broken = 1'>"]
     assert driver.execute_script("return typeof broken") == "undefined"
+
+
+@pytest.mark.parametrize(
+    ("fragment", "layer", "step"),
+    [("#layer=hidden+2&step=7", "hidden 2", 7), ("#step=11", "hidden 1", 11), ("#layer=none&step=99", "hidden 1", 0)],
+)
+def test_an_address_opens_at_a_layer_and_step(page, fragment, layer, step):
+    driver = page(fragment=fragment)
+    assert options(driver)[int(find(driver, "#layer").get_property("value"))] == layer
+    assert shown(driver) == f"epoch {step}"
+    assert drawn(driver, 0, "histogram")["y"] == COMPARED["with batch norm"][layer].histogram[step].tolist()
 
 
 # ---- how it is used --------------------------------------------------------------------------------------------------

@@ -160,7 +160,7 @@ function play() {
   if (slider.value === slider.max) move(0);
   playButton.textContent = "Pause";
   announce("off"); // a screen reader would be flooded; it hears the last one
-  const pause = calm.matches ? 1500 : Math.max(100, Math.min(500, 10_000 / page.steps.length)); // milliseconds
+  const pause = calm.matches ? 1500 : Math.max(150, Math.min(500, 10_000 / page.steps.length)); // milliseconds
   timer = setInterval(() => {
     move(slider.valueAsNumber + 1);
     if (slider.value === slider.max) stop();
@@ -192,6 +192,9 @@ const resized = new ResizeObserver((boxes) => {
 
 slider.max = page.steps.length - 1;
 page.layers.forEach((name, i) => layerChoice.add(new Option(name, i)));
+const start = new URLSearchParams(location.hash.slice(1)); // index.html#layer=hidden+1&step=10 opens there
+layerChoice.value = Math.max(0, page.layers.indexOf(start.get("layer")));
+slider.value = page.steps.indexOf(Number(start.get("step")));
 for (const history of page.histories) {
   const panel = document.getElementById("panel").content.cloneNode(true);
   panel.querySelector("h2").textContent = history.name;

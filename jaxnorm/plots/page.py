@@ -32,7 +32,7 @@ def distribution_page(
 
     One panel per history, side by side: the histogram of a layer at a step, its 15th, 50th and 85th percentile over all
     steps, mean and standard deviation and what was recorded beside them. A slider and a play button move through the
-    steps, a list chooses the layer.
+    steps, a list chooses the layer. `index.html#layer=hidden+1&step=10` opens at that layer and step.
 
     Args:
       histories: what to compare, by the name over each panel; of whole layers (`summarize` with axis=None), with at
