@@ -32,7 +32,7 @@ class Activation(NamedTuple):
 Captured = OrderedDict[str, Activation]  # a plain dict would come out of jit sorted by name
 
 
-def capture(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Captured]:
+def capture(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, Captured]:
     """Call a pure function and capture what enters and leaves its layers.
 
     Layers are, as the function's equations show them and in order of execution:

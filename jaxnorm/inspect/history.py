@@ -27,9 +27,14 @@ class History(Mapping[str, Summary]):
     All names share one axis of time. Where a name was not recorded at a step, its statistics there are NaN and its
     histogram is 0 (so its percentiles are NaN too).
 
-    What it costs: computing the summaries, mostly, so record every N steps. With N = 20 r / s, where a step takes s and
-    a record with its summaries r, it is 5% of the time. On two cores of an AMD EPYC, in jitted steps that return the
-    summaries of all layers: RECORD_COSTS
+    What it costs: mostly the summaries. Record every N steps: where a step takes s, and one with its summaries and
+    record r more, that is 5% of the time at N = 20 r / s. `every = 50` does for most networks. Measured, as processor
+    time of the training steps of a small network with batch norm on 60 digits (least of 25 rounds; two cores of an AMD
+    EPYC, jax 0.10.2, November 2026), in jitted steps that capture and summarize all layers:
+
+        network                 plain step     + outputs of 8 layers     every 50    + inputs and outputs    every 50
+        dense 3 x 100           0.37 ms        0.48 ms                   2.6%        0.92 ms                 5.0%
+        conv 16, 32, 32         5.7 ms         5.5 ms                    2.0%        7.4 ms                  2.6%
 
     Args:
       edges: those that the summaries are made with.

@@ -29,10 +29,10 @@ class Traced(NamedTuple):
     rebuild: Callable[[Sequence[Any]], Any]
 
 
-def trace(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Traced:
+def trace(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Traced:
     """Trace with every array as an input; whatever else is among the arguments (flags, None, names) is a constant."""
     leaves, structure = jax.tree.flatten((args, kwargs))
-    dynamic = [isinstance(leaf, (jax.Array, np.ndarray, np.generic)) for leaf in leaves]
+    dynamic = [isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves]
     outputs: Any = None
 
     def on_arrays(arrays: list[Any]) -> list[jax.Array]:
