@@ -196,6 +196,23 @@ def test_lifted_shared_and_many_argument_linen_layers():
     assert captured["stack/Dense_0"].output.shape == (5, 3, 2, 4)
 
 
+def test_linen_layers_under_jit_that_were_traced_before():
+    class Jitted(nn.Module):
+        @nn.jit
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2, name="b")(nn.jit(nn.Dense)(3, name="a")(x))
+
+    x = images((2, 4))
+    variables = Jitted().init(jax.random.key(0), x)
+    y = Jitted().apply(variables, x)
+    for _ in range(2):
+        found, captured = capture_linen(Jitted(), variables, x)
+        assert list(captured) == ["Jitted", "a", "b"]
+        equal((found, captured["b"].output, captured["b"].input), (y, y, captured["a"].output))
+        equal(Jitted().apply(variables, x), y)
+
+
 def test_a_linen_method_and_a_bare_layer():
     class Two(nn.Module):
         def setup(self):

@@ -5,11 +5,14 @@ from typing import Any
 
 try:
     import flax.linen as nn
+    from flax.core.scope import union_filters
 except ImportError as error:
     raise ImportError("jaxnorm.inspect.linen needs flax: pip install 'jaxnorm[flax]'") from error
 
 from jaxnorm.inspect.capture import Captured, run_tagged, tagged
 from jaxnorm.inspect.tracing import trace
+
+_NOBODYS = "jaxnorm.inspect"  # a collection that no module has
 
 
 def capture_linen(
@@ -56,8 +59,13 @@ def capture_linen(
         path = "/".join(context.module.path) or type(context.module).__name__
         return tagged(path, call, args, kwargs)
 
+    mutable = kwargs.pop("mutable", False)
+    # `nn.jit` keeps its traces by what is mutable, and must not take one without tags: here something more is mutable.
+    more = union_filters(mutable, _NOBODYS)
+
     def apply(variables: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with nn.intercept_methods(intercept):
-            return model.apply(variables, *args, method=method, **kwargs)
+            output = model.apply(variables, *args, method=method, mutable=more, **kwargs)
+        return output[0] if mutable is False else output
 
     return run_tagged(trace(apply, variables, args, kwargs))
