@@ -17,6 +17,7 @@ from jaxnorm.inspect import (
     Summary,
     capture_linen,
     drift,
+    histogram,
     norms,
     percentiles,
     running_statistics,
@@ -64,6 +65,10 @@ def test_a_bin_holds_its_lower_edge_and_the_last_bins_what_is_beyond():
         expected = np.histogram(np.clip(lower, edges[0], None), edges)[0]
         np.testing.assert_array_equal(below, expected)
     np.testing.assert_array_equal(summarize(jnp.array([-1e30, 1e30, -0.0]), edges=COARSE).histogram, [1, 0, 1, 0, 1])
+
+
+def test_the_default_edges_are_found_by_one_comparison():
+    assert histogram._search(EDGES.tobytes()).halvings == 1
 
 
 @pytest.mark.parametrize("axis", [None, 0, (0, 2), -1, ()])
@@ -170,6 +175,13 @@ def test_percentiles_interpolate_within_bins_and_skip_empty_ones():
     np.testing.assert_array_equal(jax.jit(lambda h: percentiles(h, 50.0, np.arange(6.0)))(histogram), found[2])
 
 
+def test_percentiles_at_the_boundary_of_bins_do_not_fall_into_the_next():
+    for n in (100, 1000, 100_000):
+        below = n // 100 * np.arange(1, 100)
+        found = percentiles(np.stack([below, 0 * below, n - below], -1), np.arange(1, 100), [0.0, 1.0, 500.0, 999.0])
+        np.testing.assert_array_equal(np.diagonal(found), 1)
+
+
 # -- histories --------------------------------------------------------------------------------------------------------
 
 
@@ -266,6 +278,13 @@ def test_an_interrupted_save_keeps_the_old_file_and_leaves_no_other(tmp_path, mo
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["h.npz"]
     assert history.steps[-1] == 999
+
+
+def test_older_records_leave_the_device_and_younger_ones_stay():
+    history = fill(150)
+    on_device = [isinstance(summaries["b"].mean, jax.Array) for summaries, _ in history._rows]
+    assert on_device == sorted(on_device)
+    assert 32 <= sum(on_device) <= 64
 
 
 def test_recording_does_not_wait_for_the_device():

@@ -146,16 +146,11 @@ class History(Mapping[str, Summary]):
 
     @property
     def scalars(self) -> dict[str, np.ndarray]:
-        self._fetch_all()
+        self._fetch(len(self._rows))
         return {
             name: np.array([float(scalars.get(name, np.nan)) for _, scalars in self._rows], np.float64)
             for name in self._scalars
         }
-
-    def _fetch_all(self) -> None:
-        # The last row may still grow, so it counts as on the device; fetching it again costs nothing.
-        self._fetch(len(self._rows))
-        self._fetched = max(0, len(self._rows) - 1)
 
     def __getitem__(self, name: str) -> Summary:
         """The Summary of a name, its arrays NumPy's, each with the steps in front.
@@ -166,7 +161,7 @@ class History(Mapping[str, Summary]):
         if name not in self._shapes:
             known = f"Known: {', '.join(self._shapes)}." if self._shapes else "Nothing recorded yet."
             raise KeyError(f"History: no layer of that name; got {name!r}. {known}")
-        self._fetch_all()
+        self._fetch(len(self._rows))
         rows = [summaries.get(name) for summaries, _ in self._rows]
         seen = next(row for row in rows if row is not None)
         empty = Summary(
