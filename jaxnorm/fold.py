@@ -197,4 +197,6 @@ def dense_after_rms_norm(
     square = jnp.mean(jnp.square(call.x.astype(width)), -1, keepdims=True)
     product = jnp.matmul(call.x, kernel.astype(call.x.dtype), preferred_element_type=width)
     y = product * lax.rsqrt(square + jnp.asarray(epsilon, width))
-    return (y if bias is None else y + jnp.asarray(bias).astype(width)).astype(call.x.dtype)
+    if bias is not None:
+        y = y + jnp.asarray(bias).astype(width).reshape((1,) * (y.ndim - 1) + (-1,))
+    return y.astype(call.x.dtype)

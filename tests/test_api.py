@@ -10,12 +10,21 @@ import pytest
 from cases import CORE, FAMILY
 
 import jaxnorm as jn
+import jaxnorm.inspect as jn_inspect
+import jaxnorm.plots as jn_plots
 
 PACKAGE = Path(jn.__file__).parent
 ORDER = ["arguments", "collectives", "rules", "moments", "running", "standardize", "norms"]
-ORDER += ["fold", "decay", "convert", "linen", "nnx"]
-MODULES = {"linen", "nnx"}  # of Flax: the only folders that may import it
+ORDER += ["fold", "decay", "convert", "linen", "nnx", "inspect", "plots"]
+MODULES = {"linen", "nnx"}  # of Flax: the only names of files and folders that may import it
+PICTURES = {"matplotlib", "mpl_toolkits", "plotly"}  # of the extra `plots`: only the folder of that name imports them
 FUNCTIONS = [name for name in jn.__all__ if inspect.isfunction(getattr(jn, name))]
+DESCRIBED = [
+    pytest.param(module, name, id=name)
+    for module in (jn, jn_inspect, jn_plots)
+    for name in module.__all__
+    if inspect.isfunction(getattr(module, name))
+]
 OTHER = {"merge", "merge_over", "modulate", "moments", "normalize", "standardize", "blend", "recalibrate", "decay_mask"}
 OTHER |= {"add_layer_norm", "add_rms_norm"}  # a sum before a norm: test_residual.py
 NORMS = sorted(set(FUNCTIONS) - OTHER)
@@ -46,18 +55,25 @@ def test_imports_point_one_way(path):
     assert imports(path) <= set(below), f"{module} may import only {below}"
 
 
+def loaded_by_importing(module: str) -> list[str]:
+    code = f"import sys, {module}; print(*sys.modules)"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
 def test_importing_jaxnorm_loads_neither_flax_nor_pallas():
-    code = "import sys, jaxnorm; print([m for m in sys.modules if m.split('.')[0] == 'flax' or 'pallas' in m])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+    assert not [m for m in loaded_by_importing("jaxnorm") if m.split(".")[0] == "flax" or "pallas" in m]
+
+
+@pytest.mark.parametrize("module", ["inspect", "convert", "fold"])  # jax.extend, for inspect, loads parts of pallas
+def test_importing_what_is_not_of_flax_does_not_load_it(module):
+    assert not [m for m in loaded_by_importing(f"jaxnorm.{module}") if m.split(".")[0] == "flax"]
 
 
 def test_the_runtime_dependency_is_jax_alone():
-    standard = {"__future__", "collections", "dataclasses", "fnmatch", "functools", "inspect", "math", "operator", "re"}
-    standard |= {"types", "typing"}
-    roots = standard | {"jaxnorm", "jax", "numpy"}
+    roots = sys.stdlib_module_names | {"jaxnorm", "jax", "numpy"}
     for path in PACKAGE.rglob("*.py"):
-        allowed = roots | ({"flax"} if path.relative_to(PACKAGE).parts[0] in MODULES else set())
+        parts = {*path.relative_to(PACKAGE).with_suffix("").parts}
+        allowed = roots | ({"flax"} if parts & MODULES else set()) | (PICTURES if "plots" in parts else set())
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 assert (node.module or "").split(".")[0] in allowed, (path, node.module)
@@ -96,12 +112,12 @@ def test_all_is_sorted_and_exists():
     assert all(hasattr(jn, name) for name in jn.__all__)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_public_functions_are_described(name):
-    doc = inspect.getdoc(getattr(jn, name)) or ""
+@pytest.mark.parametrize(("module", "name"), DESCRIBED)
+def test_public_functions_are_described(module, name):
+    doc = inspect.getdoc(getattr(module, name)) or ""
     for part in ("Args:", "Returns:", "Raises:", ">>>", "Reference:"):
         assert part in doc, f"{name}: no {part} in its docstring"
-    for parameter in inspect.signature(getattr(jn, name)).parameters:
+    for parameter in inspect.signature(getattr(module, name)).parameters:
         assert parameter in doc, f"{name}: `{parameter}` is not described"
 
 

@@ -134,6 +134,8 @@ def test_flax_examples_have_the_same_structure():
     assert list(linen) == list(nnx)
     for name in ("load", "differences", "report", "parse", "main"):  # where no idiom differs, nothing does
         assert linen[name] == nnx[name]
+
+
 def test_distributions_quick_leaves_page_picture_and_histories(tmp_path):
     out = run("distributions.py", "--quick", "--seed", "3", cwd=tmp_path)
     for word in ("with batch norm", "without", "accuracy", "index.html"):

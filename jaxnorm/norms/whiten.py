@@ -143,7 +143,9 @@ def whiten(
     if stats is None or not training:
         return y, stats
     average = averaging(stats.count, count > 0, averaging_rates(momentum), debias)
-    new = WhiteningStats(average(stats.mean, mean), average(stats.cov, cov), stats.count + (count > 0))
+    new = WhiteningStats(
+        average(stats.mean, mean), average(stats.cov, cov), stats.count + (count > 0).astype(stats.count.dtype)
+    )
     return y, lax.stop_gradient(new)
 
 
