@@ -88,9 +88,8 @@ def test_a_folded_network_has_no_norm_left_in_its_program(rng):
     params[0] |= {"scale": jnp.ones(16), "bias": jnp.zeros(16)}
 
     def network(params, stats, x, training):
-        h, stats = jn.batch_norm(
-            x @ params[0]["kernel"], stats, params[0]["scale"], params[0]["bias"], training=training
-        )
+        first = params[0]
+        h, stats = jn.batch_norm(x @ first["kernel"], stats, first["scale"], first["bias"], training=training)
         return jax.nn.relu(h) @ params[1]["kernel"], stats
 
     @jax.jit
@@ -110,7 +109,8 @@ def test_a_folded_network_has_no_norm_left_in_its_program(rng):
     assert_allclose(folded(x), network(params, stats, x, False)[0], atol=1e-5)
     program = folded.lower(x).compile().as_text()
     assert not any(word in program for word in ("rsqrt", "sqrt", "divide", "subtract"))
-    assert "rsqrt" in jax.jit(lambda x: network(params, stats, x, False)[0]).lower(x).compile().as_text()
+    program = jax.jit(lambda x, stats: network(params, stats, x, False)[0]).lower(x, stats).compile().as_text()
+    assert "subtract" in program
 
 
 STATS = jn.RunningStats.init(6)

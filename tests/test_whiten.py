@@ -31,7 +31,7 @@ def test_groups_come_out_uncorrelated(method, rng):
 def test_zca_turns_as_little_as_possible_and_cholesky_keeps_the_first_feature(rng):
     x = draw(rng, 400, 3)
     zca, cholesky = (np.asarray(jn.whiten(x, None, training=True, method=m)[0]) for m in ("zca", "cholesky"))
-    centred = np.asarray(x - x.mean(0))
+    centred = np.asarray(x) - np.asarray(x).mean(0)
     assert_allclose(cholesky[:, 0], centred[:, 0] / centred[:, 0].std(), atol=1e-3)
     distance = lambda y: ((y - centred) ** 2).sum()
     assert distance(zca) < distance(cholesky)
