@@ -45,10 +45,14 @@ def _last_word(path: tuple[Any, ...]) -> str:
     names = [name for name in map(_name, path) if name is not None]
     while len(names) > 1 and names[-1] in BOXES:
         names.pop()
+    if "scales" in names[:-1]:  # of NNX's WeightNorm: the last name is that of the weight
+        return "scale"
     own = path and (_name(path[-1]) is not None)
     return names[-1].replace("/", "_").replace(".", "_").split("_")[-1].lower() if own else ""
 
 
 def _name(key: Any) -> str | None:
     name = getattr(key, "key", getattr(key, "name", None))
+    if isinstance(name, tuple):  # a flat tree's path, or the weight that NNX's WeightNorm keeps a scale for
+        name = name[-1] if name else None
     return name if isinstance(name, str) else None

@@ -56,7 +56,7 @@ def rows() -> list[Case]:
             return jn.batch_renorm(x, stats, scale, bias, training=True, r_max=limits[0], d_max=limits[1], **options)[0]
 
         formula = partial(formulas.renorm, feature=2, old_mean=mean, old_var=var, r_max=limits[0], d_max=limits[1])
-        lacks = {"complex": "complex x needs a complex state: test_domain.py"}
+        lacks = {"complex": "complex x needs a complex state: test_domain.py", "zeros": "moves them by d"}
         cases.append(_row(jn.batch_renorm, renorm, formula, areas=batch, lacks=lacks, name=f"batch_renorm{limits}"))
 
     def centred(x, scale=None, bias=None, *, epsilon, **options):
@@ -120,6 +120,7 @@ def rows() -> list[Case]:
         lacks = {"complex": REAL}
         if tau is not None:
             lacks["derivatives"] = "the threshold has no second derivative where it binds"
+            lacks["zeros"] = "the threshold is above 0"
         formula = partial(formulas.filter_response, feature=2, space=(1,), threshold=tau)
         cases.append(
             _row(jn.filter_response_norm, frn, formula, areas=instance, lacks=lacks, name="filter_response_norm" + name)
@@ -138,7 +139,7 @@ def rows() -> list[Case]:
     def s0(x, scale=None, bias=None, **options):
         return jn.evo_norm_s0(x, jnp.asarray(v), scale, bias, group_size=2, **options)
 
-    lacks = {"complex": REAL}
+    lacks = {"complex": REAL, "constants": "its numerator stays: the second derivative, 1 / epsilon^1.5, ends float16"}
     formula = partial(formulas.evo_s0, feature=2, space=(1,), group_size=2, v=v)
     cases.append(_row(jn.evo_norm_s0, s0, formula, areas=label(sample, feature // 2), lacks=lacks))
 
@@ -188,7 +189,11 @@ def rows() -> list[Case]:
         wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
         return jn.adaptive_instance_norm(x, jnp.asarray(style, wide), **options)
 
-    lacks = {"scale": "its scale and bias are the style's", "empty": "its style has samples"}
+    lacks = {
+        "scale": "its scale and bias are the style's",
+        "empty": "its style has samples",
+        "zeros": "gives them the style's mean",
+    }
     formula = partial(formulas.adaptive_instance, space=(1,), style=style)
     cases.append(_row(jn.adaptive_instance_norm, adain, formula, areas=instance, lacks=lacks, has_bias=False))
     return cases

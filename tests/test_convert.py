@@ -164,7 +164,7 @@ STATES = {
         haiku_state,
         {"*batch_norm": {"decay_rate": 0.9}, "*group_norm": {"groups": 3}, "net/[lr]*": {"axis": -1}},
     ),
-    "flax": (flax_state, {"counted": {"debias": True}}),
+    "flax": (flax_state, {"counted": {"debias": True}, "RMSNorm_0": {"reduction_axes": (-2, -1)}}),
     "nnx": (nnx_state, {"blocks/1": "layer_norm"}),
     "equinox": (equinox_state, {"layers.1": "rms_norm"}),
     "keras": (keras_state, {}),

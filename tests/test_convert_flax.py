@@ -54,6 +54,7 @@ def linen():
         _, updated = Net().apply(variables, x, training=True, mutable="batch_stats")
         variables = variables | updated
     told = {"BatchNorm_0": BATCH, "GroupNorm_0": {"num_groups": 4}, "ln": "layer_norm"}
+    told["LayerNorm_0"] = {"reduction_axes": (-3, -2, -1)}
     return variables, convert.read("flax", variables, told)
 
 
@@ -179,3 +180,24 @@ def test_a_wrapper_at_the_top_and_one_length_in_all():
     written = convert.write("flax", {":layer_instance/kernel": layer}, into=variables)
     jax.tree.map(assert_array_equal, written.state, dict(variables))
     assert written.arguments[":layer_instance/kernel"]["feature_axes"] is None
+
+
+def test_a_scale_of_several_axes_needs_its_reduction_axes():
+    """Flax reduces over the last axis alone unless it is told otherwise, whatever its `feature_axes` are."""
+    variables = {"params": {"ln": {"scale": np.ones((5, 6)), "bias": np.ones((5, 6))}}}
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (compared below)
+        convert.read("flax", variables, {"ln": "layer_norm"})
+    assert str(caught.value) == (
+        "convert: 'params/ln/scale' needs `reduction_axes`, having several axes; got shape (5, 6). "
+        "Say norms={'ln': {'reduction_axes': ...}}."
+    )
+    told = {"ln": {"kind": "layer_norm", "reduction_axes": (-2, -1)}}
+    assert convert.read("flax", variables, told).layers["ln"].options["axis"] == (-2, -1)
+
+
+def test_groups_may_be_told_by_their_size():
+    variables = {"params": {"gn": {"scale": np.ones(12)}}}
+    told = {"gn": {"kind": "group_norm", "num_groups": None, "group_size": 4}}
+    assert convert.read("flax", variables, told).layers["gn"].options["num_groups"] == 3
+    with pytest.raises(ValueError, match="'gn' must have features that its 0 groups divide"):
+        convert.read("flax", variables, {"gn": {"kind": "group_norm", "num_groups": 0}})

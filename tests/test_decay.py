@@ -85,3 +85,19 @@ def test_the_mask_has_the_structure_of_the_parameters():
         mask = jn.decay_mask(make())
         assert jax.tree.structure(mask) == jax.tree.structure(make())
         assert {type(leaf) for leaf in jax.tree.leaves(mask)} == {bool}
+
+
+def test_the_optimizer_of_nnx_spares_the_scales_of_weight_norm():
+    """It passes parameters without their boxes, so that a scale is known by where it is."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        model = jnnx.WeightNorm(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
+        kernel = np.array(model.layer_instance.kernel[...])
+        optimizer = nnx.Optimizer(model, optax.add_decayed_weights(1.0, mask=jn.decay_mask), wrt=nnx.Param)
+        optimizer.update(model, nnx.grad(lambda model: jnp.sum(model(jnp.ones((2, 4)))) * 0)(model))
+    np.testing.assert_array_equal(model.scales["kernel",][...], 1)
+    np.testing.assert_allclose(model.layer_instance.kernel[...], 2 * kernel, rtol=1e-6)
+
+
+def test_flat_trees_are_read_by_the_last_part_of_their_paths():
+    flat = {("norm", "scale"): jnp.ones(2), ("dense", "kernel"): jnp.ones(2), ("dense", "bias"): jnp.ones(2)}
+    assert jn.decay_mask(flat) == {path: path[-1] == "kernel" for path in flat}

@@ -507,3 +507,28 @@ def test_names_of_all_variables_are_flax_s():
     flat = flax.traverse_util.flatten_dict(tree, sep="/")
     assert "params/Block_0/BatchNorm_0/scale" in flat
     assert "batch_stats/Block_1/BatchNorm_1/var" in flat
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        jnl.LayerNorm(reduction_axes=5),
+        jnl.LayerNorm(feature_axes=5),
+        jnl.RMSNorm(reduction_axes=(1, -3)),
+        jnl.BatchNorm(use_running_average=False, axis=3),
+        jnl.InstanceNorm(feature_axes=5),
+    ],
+    ids=lambda m: type(m).__name__,
+)
+def test_axes_that_are_not_there_are_refused_and_not_wrapped(module):
+    with pytest.raises(ValueError, match="axes must lie within the 2 dimensions"):
+        module.init(KEY, jnp.ones((4, 6)))
+
+
+def test_float64_statistics_of_a_checkpoint_are_used_as_they_are():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x, mean = jnp.asarray(rng.normal(size=(8, 6))), jnp.asarray(rng.normal(size=6))
+        norm = jnl.BatchNorm(use_running_average=True, use_bias=False, use_scale=False, epsilon=0.0)
+        y = norm.apply({"batch_stats": {"mean": mean, "var": jnp.full(6, 4.0, jnp.float64)}}, x)
+        np.testing.assert_allclose(y, (np.asarray(x) - np.asarray(mean)) / 2, rtol=1e-14, atol=1e-14)

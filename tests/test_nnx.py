@@ -641,3 +641,11 @@ def test_frozen_normalizes_by_running_statistics_and_trains_the_affine():
     nnx.view(view, frozen=False)(x)
     assert np.all(thawed.mean[...] != 0)
     norm(x[:1, 0, 0])  # a batch of one is no batch
+
+
+def test_a_model_cast_to_half_precision_still_runs_and_its_statistics_grow_wide_again():
+    norm = jaxnorm("BatchNorm")
+    nnx.update(norm, jax.tree.map(lambda a: a.astype(BF16), nnx.state(norm)))
+    y = norm(data((4, 6), BF16))
+    assert y.dtype == BF16
+    assert norm.mean.dtype == norm.var.dtype == jnp.float32

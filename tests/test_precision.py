@@ -78,7 +78,7 @@ def assert_finite(tree) -> None:
         assert np.isfinite(np.asarray(leaf, np.float32)).all()
 
 
-@pytest.mark.parametrize("case", having("epsilon"), ids=str)
+@pytest.mark.parametrize("case", having("epsilon", "zeros"), ids=str)
 def test_half_precision_zeros_with_a_tiny_epsilon_stay_finite(case):
     """1e-12 is 0 in float16, and 0/0 would follow."""
     tiny = Case(**{**vars(case), "epsilon": 1e-12})

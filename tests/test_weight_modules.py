@@ -178,6 +178,29 @@ def test_linen_checkpoints_restore_both_ways(name):
         close(*(module.apply(restored, data((5, 4)), **dict.fromkeys(training, False)) for module in (one, one)))
 
 
+def test_half_precision_weights_are_rounded_once():
+    """A bfloat16 kernel with float32 scales and estimates: the layer gets weights that are float32 throughout."""
+    kernel = data((4, 3), "bfloat16")
+    wide = np.asarray(kernel, np.float64)
+    eye = jnp.eye(4)
+    for name, call in (("WeightNorm", {}), ("SpectralNorm", {"update_stats": False})):
+        module = getattr(jnl, name)(nn.Dense(3, use_bias=False, param_dtype=jnp.bfloat16))
+        variables = module.init(KEY, eye, **call)
+        variables["params"]["layer_instance"]["kernel"] = kernel
+        wrapped = getattr(jnnx, name)(
+            nnx.Linear(4, 3, use_bias=False, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1)
+        )
+        wrapped.eval()
+        wrapped.layer_instance.kernel[...] = kernel
+        if name == "WeightNorm":
+            expected = [wide / np.linalg.norm(wide, axis=0)] * 2
+        else:
+            us = variables["batch_stats"]["layer_instance/kernel/u"], wrapped.batch_stats["kernel", "u"][...]
+            expected = [wide / np.linalg.norm(wide @ np.asarray(u, np.float64).ravel()) for u in us]
+        assert_allclose(module.apply(variables, eye, **call), expected[0], rtol=1e-5, atol=1e-6)
+        assert_allclose(wrapped(eye), expected[1], rtol=1e-5, atol=1e-6)
+
+
 def train(model, x, target, steps=20):
     """Twenty steps of SGD on everything that is a Param."""
     optimizer = nnx.Optimizer(model, optax.sgd(0.05), wrt=nnx.Param)
@@ -325,10 +348,11 @@ class Inner(nnx.Module):
         self.dense = nnx.Linear(4, 3, rngs=rngs)
         self.norm = jnnx.BatchNorm(3, momentum=0.5, rngs=rngs)
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.calls = 0
 
     def __call__(self, x, extra=0.0):
         x = self.dropout(self.norm(self.dense(x)))
-        self.seen = nnx.Intermediate(x)
+        self.seen, self.calls = nnx.Intermediate(x), self.calls + 1
         return x + extra
 
 
@@ -338,6 +362,7 @@ def test_what_changes_in_the_wrapped_nnx_layer_is_kept():
     x = data((8, 4))
     first, second = wrapped(x), wrapped(x, extra=1.0)
     assert wrapped.layer_instance is layer
+    assert layer.calls == 2
     assert np.abs(first - (second - 1)).max() > 0.1  # another dropout mask
     assert_allclose(layer.seen[...], second - 1, atol=1e-6)
     batch = np.asarray(x @ (layer.dense.kernel[...] / jnp.linalg.norm(layer.dense.kernel[...], axis=0)))
@@ -399,6 +424,12 @@ def test_transforms(name):
 NEEDS_SCALE = "WeightNorm: `start_as_identity` needs a scale; got use_scale=False. Pass use_scale=True."
 IDENTITY = {"use_scale": False, "start_as_identity": True}
 ERRORS = {
+    "jaxnorm.linen: axes must lie within the 2 dimensions; got (3,).": lambda: jnl.WeightNorm(
+        nn.Dense(3), feature_axes=3
+    ).init(KEY, data((5, 4))),
+    "WeightNorm: `feature_axes` must lie within 2 dimensions; got (3,).": lambda: jnnx.WeightNorm(
+        nnx.Linear(4, 3, rngs=nnx.Rngs(0)), feature_axes=3, rngs=nnx.Rngs(1)
+    ),
     f"{NEEDS_SCALE}": lambda: jnl.WeightNorm(nn.Dense(3), **IDENTITY).init(KEY, data((5, 4))),
     f"{NEEDS_SCALE[:-1]}": lambda: jnnx.WeightNorm(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1), **IDENTITY),
     "SpectralNorm: layer_instance/kernel must be a matrix; got shape (2, 3, 4, 3).": lambda: jnl.SpectralNorm(

@@ -18,7 +18,7 @@ class _Flax(Framework):
         "batch_norm": {"momentum": 0.99, "epsilon": 1e-5} | BEYOND,
         "layer_norm": {"epsilon": 1e-6, "reduction_axes": None},
         "rms_norm": {"epsilon": 1e-6, "reduction_axes": None},
-        "group_norm": {"num_groups": 32, "epsilon": 1e-6},
+        "group_norm": {"num_groups": 32, "group_size": None, "epsilon": 1e-6},
         "instance_norm": {"epsilon": 1e-6},
         "weight_norm": {"epsilon": 1e-12, "feature_axes": -1},
         "spectral_norm": {"n_steps": 1, "epsilon": 1e-12},
@@ -44,7 +44,12 @@ class _Flax(Framework):
             got = f"momentum={words['momentum']}, debias=False"
             fail(f"'{entries['count'].name}' is kept with debias=True or momentum=None only", got, todo)
         if words.get("reduction_axes", 0) is None:
+            _one_feature_axis(name, entries)
             del words["reduction_axes"]
+        size = words.pop("group_size", None)
+        if size is not None:
+            first = next(iter(arrays.values()))
+            words["num_groups"] = first.size // size if size > 0 and first.size % size == 0 else 0
         return arrays
 
     def arguments(self, layer: Layer) -> dict[str, Any]:
@@ -71,6 +76,14 @@ class _Flax(Framework):
         if layer.stats is not None and (options["debias"] or options["momentum"] is None):
             counted = {"count": np.asarray(layer.stats.count)}
         return parameters(layer) | statistics(layer) | counted
+
+
+def _one_feature_axis(name: str, entries: Mapping[str, Entry]) -> None:
+    """Flax reduces over the last axis whatever `feature_axes` is; a scale of several axes does not say over which."""
+    entry = next(iter(entries.values()))
+    if len(entry.shape) > 1:
+        todo = f"Say norms={{'{name}': {{'reduction_axes': ...}}}}."
+        fail(f"'{entry.name}' needs `reduction_axes`, having several axes", f"shape {entry.shape}", todo)
 
 
 def summed_axes(entries: Mapping[str, Entry], feature_axes: Any) -> tuple[int, ...] | None:

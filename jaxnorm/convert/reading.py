@@ -136,10 +136,14 @@ def layer_of(peer: Framework, kind: str, name: str, parts: dict[str, Entry], wor
     parameter = bias if scale is None else scale
     if kind in ("layer_norm", "rms_norm") and parameter is not None and parameter.ndim > 1:
         options.setdefault("axis", trailing(parameter.ndim))
-    if kind == "group_norm" and parameter is not None and parameter.size % options["num_groups"]:
+    if kind == "group_norm" and parameter is not None and not _divides(options["num_groups"], parameter.size):
         rule = f"'{name}' must have features that its {options['num_groups']} groups divide"
         fail(rule, f"{parameter.size}", "State the number of groups in `norms`.")
     return Layer(kind, scale, bias, stats, weight, spectral, int(arrays.get("dim", 0)), options)
+
+
+def _divides(groups: int, features: int) -> bool:
+    return groups > 0 and features % groups == 0
 
 
 def _why(peer: Framework, arrays: Entries, parts: Parts) -> str:

@@ -12,6 +12,7 @@ Different on purpose, because it is wrong in Flax:
 - A batch without a valid value leaves the running statistics as they were; in Flax they become NaN.
 - One value per feature in training, or per group or instance, raises a ValueError, except while initializing.
 - Statistics are computed and kept in at least float32, also with `force_float32_reductions=False`.
+- Complex input needs complex statistics (a complex `batch_stats`).
 - `GroupNorm` takes any `feature_axis`, and masks that broadcast.
 - `SpectralNorm` does not iterate at inference, where Flax makes a new estimate in every call; what it remembers is kept
   in at least float32.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jax.typing import ArrayLike, DTypeLike
 
+from jaxnorm.arguments import wide
 from jaxnorm.linen.parameters import Axes, Initializer, canonical, groups_of, mask_of, parameters
 from jaxnorm.norms.batch import batch_norm
 from jaxnorm.running import RunningStats
@@ -72,7 +73,7 @@ class BatchNorm(nn.Module):
         if training and self.is_initializing():  # no devices to name yet, and perhaps a batch of one
             others = tuple(a for a in range(x.ndim) if a not in features)
             return standardize(x, scale, bias, axis=others, **options)[0]
-        values = {name: jnp.asarray(kept[name].value, jnp.float32) for name in names}
+        values = {name: _wide(kept[name].value) for name in names}
         stats = RunningStats(**({"count": jnp.zeros(shape)} | values))
         y, stats = batch_norm(
             x,
@@ -93,6 +94,11 @@ class BatchNorm(nn.Module):
             for name, variable in kept.items():
                 variable.value = getattr(stats, name)
         return y
+
+
+def _wide(value: ArrayLike) -> jax.Array:
+    value = jnp.asarray(value)
+    return value.astype(wide(value.dtype))
 
 
 def _initial(name: str, shape: tuple[int, ...]) -> jax.Array:

@@ -15,7 +15,10 @@ Initializer = Any
 
 
 def canonical(ndim: int, axes: Axes) -> tuple[int, ...]:
-    axes = axes if isinstance(axes, Iterable) else (axes,)
+    axes = tuple(axes) if isinstance(axes, Iterable) else (axes,)
+    if any(not -ndim <= a < ndim for a in axes):
+        todo = "Axes count from 0, or back from -1."
+        raise ValueError(f"jaxnorm.linen: axes must lie within the {ndim} dimensions; got {axes}. {todo}")
     return tuple(sorted({a % ndim for a in axes}))
 
 

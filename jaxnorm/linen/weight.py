@@ -117,6 +117,7 @@ class SpectralNorm(nn.Module):
         return call(self.layer_instance)
 
     def _normalize(self, path, w, update: bool):
+        w = jnp.asarray(w)
         if w.ndim <= 1 or self.n_steps < 1:
             return w
         name = _name(self, path)

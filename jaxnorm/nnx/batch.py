@@ -9,7 +9,7 @@ from flax.typing import Initializer, PromoteDtypeFn
 from jax.nn.initializers import ones, zeros
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm.arguments import AxisName, IndexGroups
+from jaxnorm.arguments import AxisName, IndexGroups, wide
 from jaxnorm.nnx.norm import NONE, Metadata, Norm, where_of
 from jaxnorm.norms.batch import batch_norm
 from jaxnorm.running import RunningStats
@@ -74,7 +74,7 @@ class BatchNorm(Norm):
             "call, or set it with model.train(), model.eval() or nnx.view.",
         )
         count = jnp.zeros_like(self.var[...]) if self.count is None else self.count[...]
-        stats = RunningStats(self.mean[...], self.var[...], count)
+        stats = RunningStats(*(a.astype(wide(a.dtype)) for a in (self.mean[...], self.var[...], count)))
         # Flax promotes its statistics too; here they only have a say in the dtype of the rest.
         x, _, _, scale, bias = self._promote(x, self.mean, self.var, self.scale, self.bias)
         training = not (use_running_average or self.frozen)
@@ -82,9 +82,10 @@ class BatchNorm(Norm):
         options |= {"feature_axis": self.axis, "where": where_of(mask), "axis_index_groups": self._groups()}
         y, stats = batch_norm(x, stats, scale, bias, training=training, **options, **self._keywords(x, scale, bias))
         if training and stats is not None:
-            self.mean[...], self.var[...] = stats.mean, stats.var
+            _store(self.mean, stats.mean)
+            _store(self.var, stats.var)
             if self.count is not None:
-                self.count[...] = stats.count
+                _store(self.count, stats.count)
         return y
 
     def set_view(self, use_running_average: bool | None = None, frozen: bool | None = None):
@@ -98,3 +99,11 @@ class BatchNorm(Norm):
             self.use_running_average = use_running_average
         if frozen is not None:
             self.frozen = frozen
+
+
+def _store(variable: nnx.Variable, value: jax.Array) -> None:
+    """In place; in a model that was cast to half precision a statistic becomes wide again with its first update."""
+    if variable.dtype == value.dtype:
+        variable[...] = value
+    else:
+        variable.set_value(value)

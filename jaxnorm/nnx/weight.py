@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.errors import TraceContextError
 from flax.nnx.module import first_from
 from flax.nnx.nn import dtypes
 from flax.typing import Initializer, PromoteDtypeFn
@@ -23,16 +24,20 @@ def _parameters(layer: nnx.Module) -> list[tuple[Path, nnx.Variable]]:
 
 
 def _call_with(layer: nnx.Module, weights: Mapping[Path, jax.Array], *args, **kwargs):
-    """Call the layer with these weights in place of its own, which are not written to."""
-    graph, state = nnx.split(layer)
-    given = {path: v.replace(weights[path]) if path in weights else v for path, v in nnx.to_flat_state(state)}
-    # All other variables are the layer's own, not copies: statistics and counters change where they are.
-    twin = nnx.merge(graph, nnx.from_flat_state(given.items()))
-    y = twin(*args, **kwargs)
-    new = [(path, v) for path, v in nnx.to_flat_state(nnx.state(twin)) if v is not given.get(path)]
-    if new:
-        nnx.update(layer, nnx.from_flat_state(new))
-    return y
+    """Call the layer with these weights in place of its own, which it has back when the call ends."""
+    own = [(path, v, v[...]) for path, v in _parameters(layer) if path in weights]
+    try:
+        for path, v, _ in own:
+            v.set_value(weights[path])
+    except TraceContextError:  # a model that a gradient closes over cannot be written to; a copy of it can
+        graph, state = nnx.split(layer)
+        given = {path: v.replace(weights[path]) if path in weights else v for path, v in nnx.to_flat_state(state)}
+        return nnx.merge(graph, nnx.from_flat_state(given.items()))(*args, **kwargs)
+    try:
+        return layer(*args, **kwargs)
+    finally:
+        for _, v, value in own:
+            v.set_value(value)
 
 
 def _known(wrapper: str, store: Mapping[Path, Any], path: Path, wrapped: Path) -> Any:
@@ -92,6 +97,9 @@ class WeightNorm(nnx.Module):
     def _axes(self, v: jax.Array) -> tuple[Axes, Axes]:
         """The axes of the lengths, and those of each direction."""
         features = (self.feature_axes,) if isinstance(self.feature_axes, int) else self.feature_axes
+        if any(not -v.ndim <= a < v.ndim for a in features):
+            todo = "Axes count from 0, or back from -1."
+            raise ValueError(f"WeightNorm: `feature_axes` must lie within {v.ndim} dimensions; got {features}. {todo}")
         features = tuple(sorted({a % v.ndim for a in features}))
         return features, tuple(a for a in range(v.ndim) if a not in features)
 

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm.arguments import Axes, AxisLike, Call, check_number, real, wide
 from jaxnorm.norms.group import space_axes
-from jaxnorm.rules import Area, affine, recomputed, square, visible
+from jaxnorm.rules import Area, affine, recomputed, square, visible, width_of
 from jaxnorm.standardize import standardize_area
 
 
@@ -133,20 +133,33 @@ def filter_response_norm(
     features = call.axes(feature_axis, "feature_axis")
     space = space_axes(call, axis, features)
     call.numbers(epsilon, scale_offset)
-    where = call.mask(where)
-    dtype = call.output_dtype(dtype)
-    threshold = call.parameter("threshold", threshold, features, "feature axes")
-    z, _ = standardize_area(
+    parameters = {"scale": scale, "bias": bias, "threshold": threshold}
+    return _filter_response(
         call.x,
-        call.parameter("scale", scale, features, "feature axes"),
-        call.parameter("bias", bias, features, "feature axes"),
+        call.mask(where),
+        *(call.parameter(name, p, features, "feature axes") for name, p in parameters.items()),
+        epsilon,
+        scale_offset,
         area=Area(space, center=False),
-        epsilon=epsilon,
-        where=where,
-        scale_offset=scale_offset,
-        dtype=dtype if threshold is None else wide(dtype),  # rounded once, after the threshold
+        dtype=call.output_dtype(dtype),
     )
-    return z if threshold is None else visible(where, jnp.maximum(z, threshold.astype(z.dtype))).astype(dtype)
+
+
+@partial(jax.jit, static_argnames=("area", "dtype"))
+def _filter_response(x, where, scale, bias, threshold, epsilon, offset, *, area: Area, dtype):
+    def normalized(x, scale, bias, epsilon, offset, dtype):
+        options = {"area": area, "epsilon": epsilon, "where": where, "scale_offset": offset, "dtype": dtype}
+        return standardize_area(x, scale, bias, **options)[0]
+
+    if threshold is None:
+        return normalized(x, scale, bias, epsilon, offset, dtype)
+
+    @recomputed
+    def bounded(x, scale, bias, threshold, epsilon, offset):  # rounded once, after the threshold
+        z = normalized(x, scale, bias, epsilon, offset, width_of(x, scale, bias))
+        return visible(where, jnp.maximum(z, threshold.astype(z.dtype))).astype(dtype)
+
+    return bounded(x, scale, bias, threshold, jnp.asarray(epsilon), jnp.asarray(offset))
 
 
 def local_response_norm(
