@@ -22,7 +22,7 @@ import optax
 from experiment import COLORS, middle, options, recording
 from matplotlib import pyplot as plt
 from networks import Trainer, compiled, cross_entropy
-from transformer import ALPHABET, text, transformer
+from transformer import ALPHABET, frequency_loss, text, transformer
 
 NORMS = ("layer", "rms", "batch", "none")
 RATES = (3e-3, 1e-2, 3e-2)
@@ -47,6 +47,7 @@ def measure(network, state, data) -> dict[str, jax.Array]:
     batches = lambda a: a.reshape(-1, BATCH, CONTEXT)
     x, y = batches(data.x_test), batches(data.y_test)
     loss = {training: cross_entropy(predict(network, state, x, training), y) for training in (False, True)}
+    loss = {training: jnp.nan_to_num(value, nan=jnp.inf) for training, value in loss.items()}  # the worst
     other = x[:1].at[..., -1].set((x[:1, ..., -1] + 1) % len(ALPHABET))
     change = predict(network, state, x[:1], True) - predict(network, state, other, True)
     return {"loss": loss[False], "train_mode": loss[True], "leak": jnp.abs(change[..., :-1, :]).max()}
@@ -76,16 +77,16 @@ def main() -> None:
         for name in NORMS:
             network = transformer(name, width=width, layers=layers, context=CONTEXT)
             trainer = Trainer(network, data, settings, optimizer=adam, batch_size=BATCH, seed=chosen.seed)
-            curves = trainer.epoch()
+            trainer.epoch()
             numbers = compiled(measure, network)(trainer.state, data)
             for i, (seed, rate) in enumerate(runs):
                 values = {key: float(value[i]) for key, value in numbers.items()}
-                record.add(norm=name, seed=seed, rate=rate, **values, curve=curves[i])
+                record.add(norm=name, seed=seed, rate=rate, **values)
             record.advance(name)
-        report(record, rates)
+        report(record, rates, frequency_loss(data))
 
 
-def report(record, rates) -> None:
+def report(record, rates, guess: float) -> None:
     loss = {(name, rate): record.values("loss", norm=name, rate=rate) for name in NORMS for rate in rates}
     best = {name: min(rates, key=lambda rate: np.median(loss[name, rate])) for name in NORMS}
     at_best = lambda key, name: record.values(key, norm=name, rate=best[name])
@@ -94,9 +95,10 @@ def report(record, rates) -> None:
         (name, f"{best[name]:g}", *(middle(at_best(key, name)) for key in ("loss", "train_mode", "leak")))
         for name in NORMS
     ]
+    rows.append(("guessing by frequency", "", f"{guess:.3g}", "", ""))
     columns = ("norm", "best rate", "validation loss", "with the batch's own statistics", "sees the future by")
     record.table("nats per character, and log-odds changed by a later character: median (range)", columns, rows)
-    picture(record, loss, best, rates)
+    picture(record, loss, at_best, guess, rates)
 
     first = min(median, key=lambda name: median[name])
     equal = [name for name in ("batch", "none") if median[name] <= median[first] + CLOSE]
@@ -128,25 +130,28 @@ def report(record, rates) -> None:
     )
 
 
-def picture(record, loss, best, rates) -> None:
+def picture(record, loss, at_best, guess: float, rates) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for name, color in zip(NORMS, COLORS, strict=False):
+    for i, (name, color) in enumerate(zip(NORMS, COLORS, strict=False)):
         values = np.array([loss[name, rate] for rate in rates])
         left.fill_between(rates, values.min(1), values.max(1), color=color, alpha=0.15)
         left.plot(rates, np.median(values, 1), color=color, marker="o", label=name)
-        curve = record.values("curve", norm=name, rate=best[name]).mean(0)
-        smooth = curve[: len(curve) // 10 * 10].reshape(-1, 10).mean(1)
-        right.plot(10 * np.arange(1, len(smooth) + 1), smooth, color=color, label=f"{name}, rate {best[name]:g}")
+        for key, shift, marker in (("loss", -0.1, "o"), ("train_mode", 0.1, "s")):
+            low, mid, high = np.percentile(at_best(key, name), (0, 50, 100))
+            bars = [[mid - low], [high - mid]]
+            right.errorbar(i + shift, mid, bars, color=color, marker=marker, mfc="white" if marker == "s" else color)
+    left.axhline(guess, color="gray", linestyle=":", label="guessing by frequency")
+    left.set_ylim(top=min(left.get_ylim()[1], guess + 0.2))  # what diverged is out of the picture
     left.set(xscale="log", xlabel="learning rate", ylabel="validation loss, nats per character")
-    left.set_title("after training: median and range of the seeds")
+    left.set_title("median and range of the seeds")
     left.set_xticks(rates, [f"{rate:g}" for rate in rates])
     left.minorticks_off()
-    right.set(
-        xlabel="step", ylabel="training loss, nats per character", title="at the best rate: mean of seeds and 10 steps"
-    )
+    left.legend()
+    right.set_xticks(range(len(NORMS)), NORMS)
+    right.set(xlabel="norm", ylabel="validation loss at the best rate, nats per character")
+    right.set_title("circle: inference mode; square: the batch's own statistics")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(title="norm")
     record.picture(figure)
 
 

@@ -19,16 +19,23 @@ HEADS = 4
 def text(runs: int, context: int, train: int, test: int) -> Data:
     """Windows of `context` characters, and the character after each; training and test windows share no text.
 
-    The last tenth of the text is for testing. Windows are spread evenly over their part; the same for every run.
+    The last tenth of the text is for testing. Windows are spread evenly over their part and the same for every run; in
+    random order, for neighbours are about the same things, and a batch should not be.
     """
     codes = np.searchsorted(ALPHABET, list(TEXT)).astype(np.int32)
     border = len(codes) * 9 // 10
     parts = []
     for part, count in ((codes[:border], train), (codes[border:], test)):
-        starts = np.linspace(0, len(part) - context - 1, count).astype(int)
+        starts = np.random.default_rng(0).permutation(np.linspace(0, len(part) - context - 1, count).astype(int))
         windows = part[starts[:, None] + np.arange(context + 1)]
         parts += [windows[:, :-1], windows[:, 1:]]
     return Data(*(jnp.broadcast_to(part, (runs, *part.shape)) for part in parts))
+
+
+def frequency_loss(data: Data) -> float:
+    """Nats per test character for guessing by how frequent it is in training: what a network has to beat."""
+    counts = np.bincount(np.ravel(data.y[0]), minlength=len(ALPHABET)) + 1
+    return float(-np.log(counts / counts.sum())[np.ravel(data.y_test[0])].mean())
 
 
 def transformer(name: str, *, width: int, layers: int, context: int, post: bool = False) -> Network:

@@ -8,7 +8,10 @@ from test_examples import run
 
 # program: (how many rows for a seed, how many claims, how many tables)
 EXPERIMENTS = {
+    "characters": (4, 3, 1),
+    "placement": (7, 3, 2),
     "style": (6, 1, 2),
+    "which_norm": (6, 3, 1),
 }
 
 
@@ -38,6 +41,28 @@ def test_quick_measures_every_case_and_judges(name, results):
     assert all(claim["verdict"] and claim["measured"] and claim["source"] for claim in content["claims"])
     assert len(content["tables"]) == tables
     assert all(len(row) == len(table["columns"]) for table in content["tables"] for row in table["rows"])
+
+
+def test_characters_only_batch_norm_sees_the_future(results):
+    for row in results("characters")["rows"]:
+        assert (row["leak"] > 1e-4) == (row["norm"] == "batch")
+        assert (row["loss"] != row["train_mode"]) == (row["norm"] == "batch")
+
+
+def test_placement_every_order_and_warm_up_is_another_network(results):
+    rows = results("placement")["rows"]
+    assert len({row["loss"] for row in rows if "loss" in row}) == 8  # two places, with and without warm-up, two seeds
+    for seed in (3, 4):
+        assert len({row["accuracy"] for row in rows if row["seed"] == seed and "order" in row}) == 3
+    no = next(claim for claim in results("placement")["claims"] if "ResNet" in claim["claim"])
+    assert no["verdict"].startswith("no: conv-BN-ReLU")
+
+
+def test_which_norm_batch_norm_learns_first(results):
+    """In a single pass with small batches it is ahead of the network without a norm, in every seed."""
+    rows = [row for row in results("which_norm")["rows"] if row["batch_size"] == 4]
+    worst = min(row["accuracy"] for row in rows if row["norm"] == "batch")
+    assert worst > 0.1 + max(row["accuracy"] for row in rows if row["norm"] == "none")
 
 
 def test_style_instance_statistics_alone_give_the_styles_colours(results):
