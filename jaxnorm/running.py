@@ -251,12 +251,12 @@ def recalibrate(moments_fn: Callable[[Any], Any], batches: Iterable[Any]) -> Any
 
     Reference: Wu & Johnson 2021, arXiv:2105.07576, section 3 (PreciseBN); pooling as `merge`.
     """
-    is_moments = lambda node: isinstance(node, Moments)
-    merge_trees = jax.jit(partial(jax.tree.map, merge, is_leaf=is_moments))
     pooled, structure = None, None
     for batch in batches:
         part = moments_fn(batch)
-        strangers = [type(leaf).__name__ for leaf in jax.tree.leaves(part, is_leaf=is_moments) if not is_moments(leaf)]
+        strangers = [
+            type(leaf).__name__ for leaf in jax.tree.leaves(part, is_leaf=_is_moments) if not _is_moments(leaf)
+        ]
         if strangers:
             raise TypeError(
                 f"recalibrate: `moments_fn` must return Moments, or a tree of them; got a leaf of type {strangers[0]}. "
@@ -270,7 +270,16 @@ def recalibrate(moments_fn: Callable[[Any], Any], batches: Iterable[Any]) -> Any
                 f"after {structure}. Return every norm's moments each time."
             )
         else:
-            pooled = merge_trees(pooled, part)
+            pooled = _merge_trees(pooled, part)
     if pooled is None:
         raise ValueError("recalibrate: `batches` must hold at least one batch; got none. An iterator may be used up.")
     return pooled
+
+
+def _is_moments(node: Any) -> bool:
+    return isinstance(node, Moments)
+
+
+@jax.jit  # here, so that recalibrating again compiles nothing
+def _merge_trees(a: Any, b: Any) -> Any:
+    return jax.tree.map(merge, a, b, is_leaf=_is_moments)

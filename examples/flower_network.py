@@ -1,0 +1,195 @@
+"""The flower challenge's network in Flax Linen, and one training run of it.
+
+Not a program. Runs follow each other in a Python loop: on a processor XLA's convolutions are fast with one set of
+weights, and several times slower inside `scan`. What is compiled depends on few choices, so most runs share it.
+"""
+
+import functools
+import time
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxnorm as jn
+import jaxnorm.linen as jnl
+
+BATCH = 64
+MOMENTA = (0.9, 0.99, 0.999)  # of the running averages that every run keeps; the strategy's first
+EVALUATIONS = 4  # in an epoch
+TOGETHER = 500  # test images
+RECALIBRATION = 32  # batches
+
+
+class Data(NamedTuple):
+    """Images [count, height, width, 3] in float32 from 0 to 1, and labels [count] in int32."""
+
+    x: np.ndarray
+    y: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+
+class Choices(NamedTuple):
+    """One way to train. The defaults are the strategy but for the rate, which is swept."""
+
+    order: str = "norm-relu"  # what follows a convolution: "norm-relu", "relu-norm", or "none": bias and ReLU
+    zero_last: bool = True  # a branch starts at zero: its last scale, or without norms its last convolution
+    spare_norms: bool = True  # no weight decay on scales and biases
+    warm_up: float = 0.2  # epochs in which the rate climbs from zero
+    optimizer: str = "sgd"  # with Nesterov momentum; or "adam"
+    rate: float = 0.3  # the highest; it falls to zero along a cosine
+
+
+class Network(nn.Module):
+    """Three halvings of the image, a residual branch, the mean over space, one dense layer.
+
+    Its norms have momentum 0: they hand out each batch's own statistics, and `_step` averages them with several
+    momenta. Outside of an experiment write `momentum=0.9` and keep what comes back.
+    """
+
+    classes: int
+    order: str
+    zero_last: bool = True
+
+    @nn.compact
+    def __call__(self, x, training: bool):
+        x = 4 * x - 2
+        for features in (12, 24, 48):
+            x = self.unit(x, features, training, stride=2)
+        branch = self.unit(self.unit(x, 48, training), 48, training, last=True)
+        x = x + branch if self.order == "relu-norm" else nn.relu(x + branch)
+        return nn.Dense(self.classes)(x.mean((1, 2)))
+
+    def unit(self, x, features: int, training: bool, *, stride: int = 1, last: bool = False):
+        """A convolution and what follows it. A branch's `last` leaves a closing ReLU to the sum."""
+        zeros = nn.initializers.zeros
+        starts_at_zero, normalized = last and self.zero_last, self.order != "none"
+        he = zeros if starts_at_zero and not normalized else nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+        x = nn.Conv(features, (3, 3), (stride, stride), use_bias=not normalized, kernel_init=he)(x)
+        if self.order == "relu-norm":
+            x = nn.relu(x)
+        if normalized:
+            scale = zeros if starts_at_zero else nn.initializers.ones
+            x = jnl.BatchNorm(use_running_average=not training, momentum=0.0, scale_init=scale)(x)
+        return x if last or self.order == "relu-norm" else nn.relu(x)
+
+
+class Run(NamedTuple):
+    """What one training left, and what was seen on the way: at every evaluation, but for the losses."""
+
+    network: Network
+    params: Any
+    averages: tuple[Any, ...]  # one tree of running statistics for each of MOMENTA; none without norms
+    steps: list[int]
+    accuracy: list[float]
+    seconds: list[float]  # of training alone
+    losses: list[float]
+
+
+def train(data: Data, choices: Choices, *, epochs: int, seed: int) -> Run:
+    """From first weights to last; `seed` decides weights and batches."""
+    network = Network(int(data.y.max()) + 1, choices.order, choices.zero_last)
+    key = jax.random.key(seed, impl="rbg")  # compiles in a tenth of the time
+    variables = network.init(key, data.x[:2], training=True)
+    params, stats = variables["params"], variables.get("batch_stats")
+    averages = () if stats is None else (stats,) * len(MOMENTA)
+    memory = _optimizer(choices.optimizer, choices.spare_norms, 0.0).init(params)
+    # How weights began is no matter from here on: one compiled program for both.
+    network = network.clone(zero_last=True)
+    run = Run(network, params, averages, [], [], [], [])
+    per_epoch = len(data.x) // BATCH
+    total, pause = epochs * per_epoch, max(1, per_epoch // EVALUATIONS)
+    losses, seconds, start = [], 0.0, time.perf_counter()
+    for i, (batch, rate) in enumerate(
+        zip(_batches(data, epochs, seed), _rates(choices, total, per_epoch), strict=True)
+    ):
+        gradients, averages, loss = _gradients(network, params, averages, data.x[batch], data.y[batch])
+        params, memory = _update(choices.optimizer, choices.spare_norms, params, memory, gradients, rate)
+        losses.append(loss)
+        if (i + 1) % pause == 0 or i + 1 == total:
+            jax.block_until_ready(params)
+            seconds += time.perf_counter() - start
+            run.steps.append(i + 1)
+            run.seconds.append(seconds)
+            run.accuracy.append(accuracy(network, params, averages[0] if averages else None, data))
+            start = time.perf_counter()
+    run.losses.extend(map(float, losses))
+    return run._replace(params=params, averages=averages)
+
+
+def accuracy(network: Network, params, stats, data: Data) -> float:
+    """On test images, in inference mode with these running statistics."""
+    parts = [slice(i, i + TOGETHER) for i in range(0, len(data.x_test), TOGETHER)]
+    right = [_right(network, params, stats, data.x_test[part], data.y_test[part]) for part in parts]
+    return int(sum(right)) / len(data.x_test)
+
+
+def recalibrated(run: Run, data: Data):
+    """Running statistics of the final weights: pooled moments of training batches, instead of a moving average."""
+    count = min(RECALIBRATION, len(data.x) // BATCH)
+    batches = (data.x[i * BATCH :][:BATCH] for i in range(count))
+    pooled = jn.recalibrate(functools.partial(_moments, run.network, run.params, run.averages[0]), batches)
+    return jax.tree.map(lambda m: {"mean": m.mean, "var": m.var}, pooled, is_leaf=lambda m: isinstance(m, jn.Moments))
+
+
+def _batches(data: Data, epochs: int, seed: int):
+    """Every epoch in an order of its own; the images that fill no batch are left out."""
+    rng = np.random.default_rng(seed)
+    for _ in range(epochs):
+        order = rng.permutation(len(data.x))
+        yield from (order[i : i + BATCH] for i in range(0, len(order) - BATCH + 1, BATCH))
+
+
+def _rates(choices: Choices, total: int, per_epoch: int) -> np.ndarray:
+    warm_up = round(choices.warm_up * per_epoch)
+    schedule = optax.warmup_cosine_decay_schedule(0.0 if warm_up else choices.rate, choices.rate, warm_up, total)
+    return np.asarray(schedule(np.arange(total) + 1), np.float32)
+
+
+def _optimizer(name: str, spare_norms: bool, rate):
+    mask = jn.decay_mask if spare_norms else None
+    if name == "adam":
+        return optax.adamw(rate, weight_decay=0.01, mask=mask)
+    return optax.chain(optax.add_decayed_weights(5e-4, mask), optax.sgd(rate, momentum=0.9, nesterov=True))
+
+
+def _variables(params, stats):
+    return {"params": params} if stats is None else {"params": params, "batch_stats": stats}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gradients(network: Network, params, averages, x, y):
+    """Gradients, the averages after this batch, and its loss."""
+
+    def loss(params):
+        variables = _variables(params, next(iter(averages), None))
+        logits, updated = network.apply(variables, x, training=True, mutable=["batch_stats"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), updated.get("batch_stats")
+
+    (value, own), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    # optax's step size is the weight of the new.
+    averages = [optax.incremental_update(own, old, 1 - m) for old, m in zip(averages, MOMENTA, strict=False)]
+    return gradients, tuple(averages), value
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
+def _update(optimizer: str, spare_norms: bool, params, memory, gradients, rate):
+    updates, memory = _optimizer(optimizer, spare_norms, rate).update(gradients, memory, params)
+    return optax.apply_updates(params, updates), memory
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _right(network: Network, params, stats, x, y):
+    return jnp.sum(network.apply(_variables(params, stats), x, training=False).argmax(-1) == y)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _moments(network: Network, params, stats, x):
+    """The batch's own moments at every norm; its weight among the others is its number of images."""
+    _, updated = network.apply(_variables(params, stats), x, training=True, mutable=["batch_stats"])
+    moments = lambda own: jn.Moments(own["mean"], own["var"], jnp.full_like(own["mean"], len(x)))
+    return jax.tree.map(moments, updated["batch_stats"], is_leaf=lambda node: "mean" in node)
