@@ -29,6 +29,7 @@ def run(name: str, *arguments: str, cwd: Path, code: int = 0) -> str:
 PROGRAMS = sorted(path.name for path in EXAMPLES.glob("*.py") if "__main__" in path.read_text())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_help(name, tmp_path):
     assert name in run(name, "--help", cwd=tmp_path)
@@ -136,6 +137,7 @@ def test_flax_examples_have_the_same_structure():
         assert linen[name] == nnx[name]
 
 
+@pytest.mark.full
 def test_distributions_quick_leaves_page_picture_and_histories(tmp_path):
     out = run("distributions.py", "--quick", "--seed", "3", cwd=tmp_path)
     for word in ("with batch norm", "without", "accuracy", "index.html"):
@@ -159,6 +161,7 @@ def test_distributions_quick_leaves_page_picture_and_histories(tmp_path):
         assert abs(followed[-1] - own[-1]) < 0.2 * before.std[-1]
 
 
+@pytest.mark.full
 def test_distributions_interrupted_keeps_what_it_has(tmp_path):
     command = [sys.executable, str(EXAMPLES / "distributions.py"), "--epochs", "10000"]
     folder = tmp_path / "runs/distributions"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from test_examples import run
 
+pytestmark = pytest.mark.full  # each trains for seconds: CI runs them
 # program: (how many rows for a seed, how many claims, how many tables)
 EXPERIMENTS = {
     "characters": (4, 3, 1),
