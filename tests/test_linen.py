@@ -532,3 +532,9 @@ def test_float64_statistics_of_a_checkpoint_are_used_as_they_are():
         norm = jnl.BatchNorm(use_running_average=True, use_bias=False, use_scale=False, epsilon=0.0)
         y = norm.apply({"batch_stats": {"mean": mean, "var": jnp.full(6, 4.0, jnp.float64)}}, x)
         np.testing.assert_allclose(y, (np.asarray(x) - np.asarray(mean)) / 2, rtol=1e-14, atol=1e-14)
+
+
+def test_a_frozen_norm_need_not_be_told_its_mode():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6)), jnp.float32)
+    variables = jnl.BatchNorm(frozen=True).init(KEY, x)
+    np.testing.assert_allclose(jnl.BatchNorm(frozen=True).apply(variables, x), x / np.sqrt(1 + 1e-5), rtol=1e-6)

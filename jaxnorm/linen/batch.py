@@ -26,8 +26,11 @@ class BatchNorm(nn.Module):
       ddof: 1 keeps the unbiased variance (torch).
       frozen: running statistics, never updated, whatever the call says; scale and bias still train.
 
-    `batch_stats` has `mean` and `var`, and `count` only with `debias` or `momentum=None`. Differences from Flax: at the
-    top of `jaxnorm.linen`.
+    `batch_stats` has `mean` and `var`, and `count` only with `debias` or `momentum=None`.
+
+    Differs from Flax: stable variance; masks that NaN cannot pass, zeros at masked places; devices weighted by their
+    valid values; an empty batch leaves the state alone; one value per feature in training is a ValueError; statistics
+    are at least float32, and must be complex where x is.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnl
@@ -62,14 +65,17 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x, use_running_average: bool | None = None, *, mask: ArrayLike | None = None):
         """Normalize x; without running averages, update them. Nothing is updated while initializing."""
-        use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        if self.frozen:
+            use_running_average = True
+        else:
+            use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         features = canonical(x.ndim, self.axis)
         shape = tuple(x.shape[a] for a in features)
         names = ("mean", "var", "count") if self.debias or self.momentum is None else ("mean", "var")
         kept = {name: self.variable("batch_stats", name, _initial, name, shape) for name in names}
         scale, bias, dtype = parameters(self, x, features, self.use_bias)
         options = {"epsilon": self.epsilon, "where": mask_of(mask), "scale_offset": self.scale_offset, "dtype": dtype}
-        training = not (use_running_average or self.frozen)
+        training = not use_running_average
         if training and self.is_initializing():  # no devices to name yet, and perhaps a batch of one
             others = tuple(a for a in range(x.ndim) if a not in features)
             return standardize(x, scale, bias, axis=others, **options)[0]

@@ -17,7 +17,9 @@ class GroupNorm(nn.Module):
     """Group norm, as `flax.linen.GroupNorm`; see `jaxnorm.group_norm`.
 
     Beyond Flax: `feature_axis`, the axis whose features are grouped; `scale_offset`, added to scale in float32.
-    Differences: at the top of `jaxnorm.linen`.
+
+    Differs from Flax: stable variance; masks that NaN cannot pass and that broadcast, zeros at masked places; devices
+    weighted by their valid values; one value per group is a ValueError.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnl
@@ -75,7 +77,10 @@ class GroupNorm(nn.Module):
 class InstanceNorm(nn.Module):
     """Instance norm, as `flax.linen.InstanceNorm`; see `jaxnorm.instance_norm`.
 
-    Beyond Flax: `scale_offset`, added to scale in float32. Differences: at the top of `jaxnorm.linen`.
+    Beyond Flax: `scale_offset`, added to scale in float32.
+
+    Differs from Flax: stable variance; masks that NaN cannot pass, zeros at masked places; devices weighted by their
+    valid values; one value per sample and feature is a ValueError.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnl

@@ -13,7 +13,10 @@ from jaxnorm.linen.parameters import Axes, Initializer, standardized
 class LayerNorm(nn.Module):
     """Layer norm, as `flax.linen.LayerNorm`; see `jaxnorm.layer_norm`.
 
-    Beyond Flax: `scale_offset`, added to scale in float32. Differences: at the top of `jaxnorm.linen`.
+    Beyond Flax: `scale_offset`, added to scale in float32.
+
+    Differs from Flax: stable variance; masks that NaN cannot pass, zeros at masked places; devices weighted by their
+    valid values.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnl
@@ -45,8 +48,9 @@ class LayerNorm(nn.Module):
 class RMSNorm(nn.Module):
     """RMS norm, as `flax.linen.RMSNorm`; see `jaxnorm.rms_norm`.
 
-    Beyond Flax: `scale_offset`, added to scale in float32 (1.0 for Gemma's parameters). Differences: at the top of
-    `jaxnorm.linen`.
+    Beyond Flax: `scale_offset`, added to scale in float32 (1.0 for Gemma's parameters).
+
+    Differs from Flax: masks that NaN cannot pass, zeros at masked places; devices weighted by their valid values.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnl

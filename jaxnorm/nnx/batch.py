@@ -68,6 +68,7 @@ class BatchNorm(Norm):
     def __call__(self, x, use_running_average: bool | None = None, *, mask: ArrayLike | None = None) -> jax.Array:
         """Normalize x by this batch and update the running statistics, or by those if `use_running_average`."""
         use_running_average = first_from(
+            self.frozen or None,
             use_running_average,
             self.use_running_average,
             error_msg="BatchNorm: `use_running_average` must be given; got None. Pass it to the constructor or the "
@@ -77,7 +78,7 @@ class BatchNorm(Norm):
         stats = RunningStats(*(a.astype(wide(a.dtype)) for a in (self.mean[...], self.var[...], count)))
         # Flax promotes its statistics too; here they only have a say in the dtype of the rest.
         x, _, _, scale, bias = self._promote(x, self.mean, self.var, self.scale, self.bias)
-        training = not (use_running_average or self.frozen)
+        training = not use_running_average
         options = {"momentum": self.momentum, "ddof": self.ddof, "debias": self.debias, "ghost_size": self.ghost_size}
         options |= {"feature_axis": self.axis, "where": where_of(mask), "axis_index_groups": self._groups()}
         y, stats = batch_norm(x, stats, scale, bias, training=training, **options, **self._keywords(x, scale, bias))
