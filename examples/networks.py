@@ -5,6 +5,8 @@ the rest; a run's numbers do not depend on its neighbours.
 """
 
 import functools
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -96,12 +98,16 @@ class Trainer:
       settings: a tree of arrays with a leading axis of runs; `network.init` and `optimizer` get one run's.
       optimizer: setting -> optax transformation.
       seed: of weights, batches and whatever else is random; run i uses its i-th key.
+      steps: how many make an epoch, each on images drawn without replacement; a pass over the images if None.
     """
 
-    def __init__(self, network: Network, data: Data, settings, *, optimizer, batch_size: int, seed: int = 0):
-        self.data, self.settings, self.batch_size = data, settings, batch_size
+    def __init__(
+        self, network: Network, data: Data, settings, *, optimizer, batch_size: int, seed: int = 0, steps=None
+    ):
+        self.data, self.settings, self.seed = data, settings, seed
+        self.batches = (steps or data.x.shape[1] // batch_size, batch_size)
         self.keys = jax.random.split(jax.random.key(seed), len(data.x))
-        self._epoch = jax.jit(jax.vmap(functools.partial(_epoch, network, optimizer, batch_size)), donate_argnums=0)
+        self._epoch = jax.jit(jax.vmap(functools.partial(_epoch, network, optimizer)), donate_argnums=0)
         self._evaluate = jax.jit(jax.vmap(functools.partial(_evaluate, network)))
         start = jax.vmap(lambda key, setting: _start(network, optimizer, key, setting))
         self.state = jax.jit(start)(self.keys, settings)
@@ -109,12 +115,16 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.data.x.shape[1] // self.batch_size
+        return self.batches[0]
 
     def epoch(self) -> np.ndarray:
-        """One pass over the training data; returns the losses, [runs, steps]."""
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, self.epochs))(self.keys)
-        self.state, losses = self._epoch(self.state, keys, self.data, self.settings)
+        """One pass over the training data, or so many `steps`; returns the losses, [runs, steps]."""
+        # Shuffled here, since XLA takes seconds to compile a random permutation.
+        shuffled = [np.random.default_rng([self.seed, self.epochs, i]) for i in range(len(self.keys))]
+        order = np.stack([rng.permutation(self.data.x.shape[1])[: math.prod(self.batches)] for rng in shuffled])
+        keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, self.epochs), self.batches[0]))(self.keys)
+        order = order.reshape(-1, *self.batches)
+        self.state, losses = self._epoch(self.state, (order, keys), self.data, self.settings)
         self.epochs += 1
         return np.asarray(losses)
 
@@ -128,10 +138,7 @@ def _start(network, optimizer, key, setting):
     return params, stats, optimizer(setting).init(params)
 
 
-def _epoch(network, optimizer, batch_size, state, key, data, setting):
-    steps = len(data.x) // batch_size
-    order = jax.random.permutation(key, len(data.x))[: steps * batch_size].reshape(steps, batch_size)
-
+def _epoch(network, optimizer, state, batches, data, setting):
     def step(state, batch):
         params, stats, opt_state = state
         indices, key = batch
@@ -144,7 +151,7 @@ def _epoch(network, optimizer, batch_size, state, key, data, setting):
         updates, opt_state = optimizer(setting).update(gradients, opt_state, params)
         return (optax.apply_updates(params, updates), stats, opt_state), value
 
-    return jax.lax.scan(step, state, (order, jax.random.split(key, steps)))
+    return jax.lax.scan(step, state, batches)
 
 
 def _evaluate(network, state, data):
@@ -168,10 +175,13 @@ def perceptron(name: str, widths=(64, 100, 100, 100, 10), activation=jax.nn.relu
 
     def init(key, setting):
         layers, stats = [], []
-        keys = jax.random.split(key, len(widths) - 1)
-        for layer_key, a, b in zip(keys, widths[:-1], widths[1:], strict=True):
+        shapes = list(itertools.pairwise(widths))
+        # One draw for all, since XLA takes a second to compile each.
+        drawn = jax.random.normal(key, (sum(a * b for a, b in shapes),))
+        for a, b in shapes:
             params, statistics = init_norm(name, b)
-            kernel = jax.random.normal(layer_key, (a, b)) * jnp.sqrt(gain / a) * setting.get("init_scale", 1.0)
+            kernel, drawn = drawn[: a * b].reshape(a, b), drawn[a * b :]
+            kernel = kernel * jnp.sqrt(gain / a) * setting.get("init_scale", 1.0)
             layers.append({"kernel": kernel} | params)
             stats.append(statistics)
         layers[-1].pop("scale", None)
