@@ -7,6 +7,7 @@ the rest; a run's numbers do not depend on its neighbours.
 import functools
 import itertools
 import math
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -119,18 +120,30 @@ class Trainer:
 
     def epoch(self) -> np.ndarray:
         """One pass over the training data, or so many `steps`; returns the losses, [runs, steps]."""
-        # Shuffled here, since XLA takes seconds to compile a random permutation.
-        shuffled = [np.random.default_rng([self.seed, self.epochs, i]) for i in range(len(self.keys))]
-        order = np.stack([rng.permutation(self.data.x.shape[1])[: math.prod(self.batches)] for rng in shuffled])
-        keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, self.epochs), self.batches[0]))(self.keys)
-        order = order.reshape(-1, *self.batches)
-        self.state, losses = self._epoch(self.state, (order, keys), self.data, self.settings)
+        self.state, losses = self._epoch(self.state, self._batches(), self.data, self.settings)
         self.epochs += 1
         return np.asarray(losses)
 
-    def evaluate(self) -> dict[str, np.ndarray]:
+    def step_seconds(self, repeats: int = 30) -> float:
+        """Seconds of one training step of all runs: the fastest epoch of several, without the shuffling."""
+        batches, seconds = self._batches(), []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            self.state, _ = jax.block_until_ready(self._epoch(self.state, batches, self.data, self.settings))
+            seconds.append(time.perf_counter() - start)
+        return min(seconds) / self.steps_per_epoch
+
+    def _batches(self):
+        """Indices and random keys of an epoch. Shuffled here: XLA takes seconds to compile a random permutation."""
+        shuffled = [np.random.default_rng([self.seed, self.epochs, i]) for i in range(len(self.keys))]
+        order = np.stack([rng.permutation(self.data.x.shape[1])[: math.prod(self.batches)] for rng in shuffled])
+        keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, self.epochs), self.batches[0]))(self.keys)
+        return order.reshape(-1, *self.batches), keys
+
+    def evaluate(self, train: bool = True) -> dict[str, np.ndarray]:
         """In inference mode: `loss` and `accuracy` on test images, `train_loss` and `train_accuracy`; each [runs]."""
-        return {name: np.asarray(value) for name, value in self._evaluate(self.state, self.data).items()}
+        data = self.data if train else self.data._replace(x=None, y=None)
+        return {name: np.asarray(value) for name, value in self._evaluate(self.state, data).items()}
 
 
 def _start(network, optimizer, key, setting):
@@ -157,7 +170,8 @@ def _epoch(network, optimizer, state, batches, data, setting):
 def _evaluate(network, state, data):
     params, stats, _ = state
     result = {}
-    for prefix, x, y in (("", data.x_test, data.y_test), ("train_", data.x, data.y)):
+    parts = {"": (data.x_test, data.y_test)} | ({} if data.x is None else {"train_": (data.x, data.y)})
+    for prefix, (x, y) in parts.items():
         logits, _ = network.apply(params, stats, x, False, None)
         result[f"{prefix}loss"] = cross_entropy(logits, y)
         result[f"{prefix}accuracy"] = jnp.mean(logits.argmax(-1) == y)
@@ -167,7 +181,9 @@ def _evaluate(network, state, data):
 # -- a perceptron, the network of most experiments --------------------------------------------------------------------
 
 
-def perceptron(name: str, widths=(64, 100, 100, 100, 10), activation=jax.nn.relu, *, gain: float = 2.0) -> Network:
+def perceptron(
+    name: str, widths=(64, 100, 100, 100, 10), activation=jax.nn.relu, *, gain: float = 2.0, **norm_options
+) -> Network:
     """Dense layers, a norm by name between product and activation. Weights have variance gain / fan-in.
 
     A setting may hold `init_scale`, which multiplies every weight.
@@ -190,7 +206,7 @@ def perceptron(name: str, widths=(64, 100, 100, 100, 10), activation=jax.nn.relu
     def apply(params, stats, x, training, key):
         new = []
         for layer, layer_stats in zip(params[:-1], stats, strict=True):
-            x, layer_stats = norm(name, layer, layer_stats, x @ layer["kernel"], training)
+            x, layer_stats = norm(name, layer, layer_stats, x @ layer["kernel"], training, **norm_options)
             new.append(layer_stats)
             x = activation(x)
         return x @ params[-1]["kernel"] + params[-1]["bias"], new
