@@ -131,6 +131,23 @@ class Call:
         )
         self.fail(rule, f"{name}.shape={value.shape}, {self._x}, {which}={axes}", "Reshape it, or check the axes.")
 
+    def number_or_parameter(self, name: str, value: ArrayLike | None, axes: Axes, which: str) -> jax.Array | None:
+        """As `parameter`; or one number for all."""
+        if value is not None and jnp.ndim(value) == 0:
+            value = jnp.reshape(value, (1,) * self.x.ndim)
+        return self.parameter(name, value, axes, which)
+
+    def one_axis(self, axis: AxisLike, name: str) -> Axes:
+        axes = self.axes(axis, name)
+        if len(axes) != 1:
+            self.fail(f"`{name}` must be one axis", f"{name}={axis}", "Reshape x so that they are one.")
+        return axes
+
+    def real_numbers(self) -> None:
+        if is_complex(self.x.dtype):
+            todo = "Treat its real and imaginary parts as features."
+            self.fail("`x` must be real", f"x of {self.x.dtype}", todo, TypeError)
+
     def several_values(
         self, axes: Axes, axis_name: AxisName, groups: IndexGroups | None, rows: int | None = None
     ) -> None:

@@ -90,11 +90,12 @@ def moments(
     call = Call("moments", x)
     axes = call.axes(axis)
     area = rules.Area(axes, *call.devices(axis_name, axis_index_groups), center)
-    return _measure(call.x, call.mask(where), area=area)
+    return measure_area(call.x, call.mask(where), area=area)
 
 
 @partial(jax.jit, static_argnames="area")
-def _measure(x: jax.Array, where: jax.Array | None, *, area: rules.Area) -> Moments:
+def measure_area(x: jax.Array, where: jax.Array | None, *, area: rules.Area) -> Moments:
+    """`moments` for checked arguments."""
     return from_statistics(rules.measure(x, where, area), area.axes)
 
 

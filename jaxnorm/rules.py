@@ -29,8 +29,9 @@ Reference: Ioffe & Szegedy 2015, arXiv:1502.03167, section 3; Chan, Golub & LeVe
 """
 
 import math
+from collections.abc import Callable
 from functools import partial, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ class Statistics(NamedTuple):
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
-def _valid(where: jax.Array | None, x: jax.Array) -> jax.Array:
+def visible(where: jax.Array | None, x: jax.Array) -> jax.Array:
     """x with 0 where the mask is False: before any arithmetic, so that NaN and Inf there touch nothing."""
     return x if where is None else jnp.where(where, x, jnp.zeros((), x.dtype))
 
@@ -75,10 +76,10 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
     return a * b if jnp.isrealobj(a) else a.real * b.real + a.imag * b.imag
 
 
-def _valid_parameter(where: jax.Array | None, p: jax.Array) -> jax.Array:
+def visible_parameter(where: jax.Array | None, p: jax.Array) -> jax.Array:
     """A parameter that has entries of its own for masked places is not read there: 0 times NaN would be a gradient."""
     overlap = where is not None and any(m > 1 and n > 1 for m, n in zip(where.shape, p.shape, strict=True))
-    return _valid(where, p) if overlap else p
+    return visible(where, p) if overlap else p
 
 
 def _sum(x: jax.Array, area: Area) -> jax.Array:
@@ -104,13 +105,13 @@ def _exact_mean(sum: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def _measure(x: jax.Array, where: jax.Array | None, area: Area) -> Statistics:
-    x = _valid(where, x).astype(wide(x.dtype))
+    x = visible(where, x).astype(wide(x.dtype))
     # On the data's own devices: where they vary, so does the count, even if the mask does not.
     like = jnp.zeros_like(jnp.sum(x.real, area.axes, keepdims=True))
     count = total(_count(x, where, area) + like, area.axis_name, area.groups)
     if area.center:
         mean = _exact_mean(_sum(x, area), count)
-        x = _valid(where, x - mean)
+        x = visible(where, x - mean)
         residual = _exact_mean(_sum(x, area), count)
         var = jnp.maximum(_exact_mean(_sum(square(x), area), count) - square(residual), 0)
     else:
@@ -122,19 +123,19 @@ def _measure(x: jax.Array, where: jax.Array | None, area: Area) -> Statistics:
 
 
 def _deviation(x: jax.Array, where: jax.Array | None, mean: jax.Array, residual: jax.Array) -> jax.Array:
-    return (_valid(where, x).astype(mean.dtype) - mean) - residual
+    return (visible(where, x).astype(mean.dtype) - mean) - residual
 
 
-def _width(*arrays: jax.Array | None) -> np.dtype:
+def width_of(*arrays: jax.Array | None) -> np.dtype:
     return reduce(np.promote_types, (wide(a.dtype) for a in arrays if a is not None))
 
 
 def _factor(scale: jax.Array, offset: jax.Array, where: jax.Array | None, width: np.dtype) -> jax.Array:
-    return _valid_parameter(where, scale).astype(width) + offset.astype(width)
+    return visible_parameter(where, scale).astype(width) + offset.astype(width)
 
 
-def _affine(y, scale, bias, offset, where=None) -> jax.Array:
-    width = _width(y, scale, bias)
+def affine(y, scale, bias, offset, where=None) -> jax.Array:
+    width = width_of(y, scale, bias)
     y = y.astype(width)
     if scale is not None:
         y = y * _factor(scale, offset, where, width)
@@ -145,7 +146,7 @@ def _affine(y, scale, bias, offset, where=None) -> jax.Array:
 
 def _apply(x, where, mean, residual, var, scale, bias, epsilon, offset, dtype: np.dtype) -> jax.Array:
     xhat = _deviation(x, where, mean, residual) * lax.rsqrt(var + epsilon.astype(var.dtype)).astype(mean.dtype)
-    return _valid(where, _affine(xhat, scale, bias, offset, where)).astype(dtype)
+    return visible(where, affine(xhat, scale, bias, offset, where)).astype(dtype)
 
 
 def _statistics_tangent(dx, deviation, stats: Statistics, area: Area) -> tuple[jax.Array, jax.Array]:
@@ -167,8 +168,8 @@ def _measure_jvp(area: Area, primals, tangents):
 
     @jax.checkpoint
     def tangent(x, where, stats, dx):
-        dx = _valid(where, dx).astype(stats.mean.dtype)
-        deviation = _valid(where, _deviation(x, where, stats.mean, stats.residual))
+        dx = visible(where, dx).astype(stats.mean.dtype)
+        deviation = visible(where, _deviation(x, where, stats.mean, stats.residual))
         return _statistics_tangent(dx, deviation, stats, area)
 
     dmean, dvar = tangent(x, where, stats, tangents[0])
@@ -186,17 +187,17 @@ def standardize(x, where, scale, bias, epsilon, offset, area: Area, dtype: np.dt
 def _standardize_jvp(area: Area, dtype: np.dtype, primals, tangents):
     x, where, scale, bias, epsilon, offset = primals
     out = _, stats = standardize(*primals, area, dtype)
-    width = _width(stats.mean, scale, bias)
+    width = width_of(stats.mean, scale, bias)
 
     @jax.checkpoint
     def tangent(x, where, scale, stats, epsilon, offset, tangents):
         dx, dscale, dbias, depsilon, doffset = tangents
-        deviation = _valid(where, _deviation(x, where, stats.mean, stats.residual))
+        deviation = visible(where, _deviation(x, where, stats.mean, stats.residual))
         inverse = lax.rsqrt(stats.var + epsilon.astype(stats.var.dtype))
         dmean, dvar = jnp.zeros_like(stats.mean), jnp.zeros_like(stats.var)
         dxhat = jnp.zeros_like(deviation)
         if dx is not None:
-            dx = _valid(where, dx).astype(deviation.dtype)
+            dx = visible(where, dx).astype(deviation.dtype)
             dmean, dvar = _statistics_tangent(dx, deviation, stats, area)
             dxhat = dx - dmean
         if dx is not None or depsilon is not None:
@@ -211,7 +212,7 @@ def _standardize_jvp(area: Area, dtype: np.dtype, primals, tangents):
                 dy = dy + (deviation * inverse.astype(deviation.dtype)).astype(width) * dfactor.astype(width)
         if dbias is not None:
             dy = dy + dbias.astype(width)
-        return _valid(where, dy).astype(dtype), dmean, dvar
+        return visible(where, dy).astype(dtype), dmean, dvar
 
     dx, _, *rest = (None if isinstance(t, SymbolicZero) else t for t in tangents)
     dy, dmean, dvar = tangent(x, where, scale, stats, epsilon, offset, (dx, *rest))
@@ -230,4 +231,31 @@ def apply(x, where, mean, var, scale, bias, epsilon, offset, dtype: np.dtype) ->
 
 def modulate(y: jax.Array, scale: jax.Array | None, bias: jax.Array | None, offset: jax.Array) -> jax.Array:
     """(offset + scale) y + bias in y's dtype, computed wide; reverse mode keeps y and scale as they are stored."""
-    return jax.checkpoint(lambda *args: _affine(*args).astype(y.dtype))(y, scale, bias, offset)
+    return jax.checkpoint(lambda *args: affine(*args).astype(y.dtype))(y, scale, bias, offset)
+
+
+def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, whose reverse mode keeps its arguments and computes everything else again."""
+    return jax.checkpoint(function)
+
+
+@jax.custom_jvp
+def matrix_sqrt(a: jax.Array) -> jax.Array:
+    """The symmetric root of a symmetric positive definite matrix, or of many (for whitening).
+
+    R = A^(1/2) moves by the solution dR of R dR + dR R = dA, a Lyapunov equation. Nothing in it divides by the
+    difference of two eigenvalues, as the derivative of an eigendecomposition does: equal ones are no exception.
+    """
+    values, vectors = jnp.linalg.eigh(a)
+    return (vectors * jnp.sqrt(jnp.maximum(values, 0))[..., None, :]) @ vectors.mT
+
+
+@matrix_sqrt.defjvp
+def _matrix_sqrt_jvp(primals, tangents):
+    root = matrix_sqrt(*primals)
+
+    def solve(_, right):  # its own derivatives follow from the equation, not from this solution
+        values, vectors = jnp.linalg.eigh(root)
+        return vectors @ ((vectors.mT @ right @ vectors) / (values[..., :, None] + values[..., None, :])) @ vectors.mT
+
+    return root, lax.custom_linear_solve(lambda dr: root @ dr + dr @ root, tangents[0], solve, symmetric=True)

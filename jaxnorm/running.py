@@ -120,7 +120,7 @@ class RunningStats(NamedTuple):
                 f"state of shape {self.mean.shape}. Take moments over every axis but the features'."
             )
         _same_kind("RunningStats.update", self, m)
-        return jax.lax.stop_gradient(_update(self, m, _rates(momentum), ddof=ddof, debias=debias))
+        return jax.lax.stop_gradient(_update(self, m, averaging_rates(momentum), ddof=ddof, debias=debias))
 
     def _no_arithmetic(self, other: object) -> NoReturn:
         raise TypeError("RunningStats: arithmetic on the tuple would concatenate or repeat it; use update or blend.")
@@ -128,41 +128,49 @@ class RunningStats(NamedTuple):
     __add__ = __radd__ = __mul__ = __rmul__ = _no_arithmetic
 
 
-class _Rates(NamedTuple):
+class Rates(NamedTuple):
     past: ArrayLike
     new: ArrayLike
     log_past: ArrayLike
 
 
-def _rates(momentum: ArrayLike | None) -> _Rates | None:
+def averaging_rates(momentum: ArrayLike | None) -> Rates | None:
     """Weights of an update; those of a Python number in double precision, for 1 - 0.9 in float32 is not 0.1."""
     if momentum is None:
         return None
     if isinstance(momentum, (int, float)):
         with np.errstate(divide="ignore"):
-            return _Rates(momentum, 1 - momentum, float(np.log(momentum)))
+            return Rates(momentum, 1 - momentum, float(np.log(momentum)))
     momentum = jnp.asarray(momentum, jnp.float32)
-    return _Rates(momentum, 1 - momentum, jnp.log(momentum))
+    return Rates(momentum, 1 - momentum, jnp.log(momentum))
 
 
 @partial(jax.jit, static_argnames=("ddof", "debias"))
-def _update(stats: RunningStats, m: Moments, rates: _Rates | None, *, ddof: int, debias: bool) -> RunningStats:
-    t = stats.count + 1
+def _update(stats: RunningStats, m: Moments, rates: Rates | None, *, ddof: int, debias: bool) -> RunningStats:
+    enough = m.count > ddof
+    average = averaging(stats.count, enough, rates, debias)
+    mean, var = average(stats.mean, m.mean), average(stats.var, _with_ddof(m, ddof))
+    return RunningStats(mean, var, jnp.where(enough, stats.count + 1, stats.count))
+
+
+def averaging(
+    count: jax.Array, enough: jax.Array, rates: Rates | None, debias: bool
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """(old, batch) -> new: the update after `count` updates, which leaves every bit where there was not enough."""
+    t = count + 1
     if rates is None:
-        past, new = stats.count / t, 1 / t
+        past, new = count / t, 1 / t
     elif debias:
         new = jnp.expm1(jnp.float32(rates.log_past)) / jnp.expm1(rates.log_past * t)
         past = 1 - new
     else:
         past, new = rates.past, rates.new
-    enough = m.count > ddof
 
     def average(old: jax.Array, batch: jax.Array) -> jax.Array:
         past_weight, new_weight = (jnp.asarray(w, real(old.dtype)).astype(old.dtype) for w in (past, new))
         return jnp.where(enough, past_weight * old + new_weight * batch.astype(old.dtype), old)
 
-    mean, var = average(stats.mean, m.mean), average(stats.var, _with_ddof(m, ddof))
-    return RunningStats(mean, var, jnp.where(enough, t, stats.count))
+    return average
 
 
 def _with_ddof(m: Moments, ddof: int) -> jax.Array:

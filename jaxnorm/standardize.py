@@ -194,12 +194,7 @@ def modulate(
     call.numbers(0.0, scale_offset)
     last = tuple(range(call.x.ndim))[-1:]
 
-    def parameter(name: str, value: ArrayLike | None) -> jax.Array | None:
-        if value is not None and jnp.ndim(value) == 0:
-            value = jnp.reshape(value, (1,) * call.x.ndim)
-        return call.parameter(name, value, last, "last axis")
-
-    scale, bias = parameter("scale", scale), parameter("bias", bias)
+    scale, bias = (call.number_or_parameter(n, v, last, "last axis") for n, v in (("scale", scale), ("bias", bias)))
     _, offset = _numbers(0.0, scale_offset, call.x, scale, bias)
     return rules.modulate(call.x, scale, bias, offset)
 

@@ -1,80 +1,21 @@
 """THE table: every norm, what its numbers share, and the shapes to try it on. A norm without a row fails test_api.py.
 
-A row says in labels (see reference.py) what the call says in axes. General tests run over all rows; add a row and
-values, gradients, half precision, masks, transforms and degenerate inputs are tested.
+A row of a norm that standardizes says in labels (see reference.py) what the call says in axes; the other rows, in
+family.py, have a formula. General tests run over all rows; add a row and values, gradients, half precision, masks,
+transforms and degenerate inputs are tested.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
+import family
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from table import Case, Shape, index_of, label
 
 import jaxnorm as jn
 
-Shape = tuple[int, ...]
 SHAPES: tuple[Shape, ...] = ((2, 3), (5, 4), (3, 5, 4), (4, 5, 6, 7))
-
-
-@dataclass(frozen=True)
-class Case:
-    """One norm with its options, on one shape.
-
-    norm: (x, scale, bias, **common options) -> y. areas, features: labels of x's elements. parameters: scale's shape.
-    given: (mean, var) per area where the statistics are not x's own.
-    """
-
-    name: str
-    function: Callable
-    norm: Callable
-    shape: Shape
-    areas: np.ndarray = field(repr=False)
-    features: np.ndarray = field(repr=False)
-    parameters: Shape
-    center: bool = True
-    has_bias: bool = True
-    epsilon: float = 1e-5
-    given: tuple[np.ndarray, np.ndarray] | None = None
-    core: bool = False  # one per derivative rule and arrangement of axes: the plain command runs these alone
-
-    def __str__(self) -> str:
-        return f"{self.name}-{'x'.join(map(str, self.shape))}"
-
-    @property
-    def n(self) -> int:
-        """Numbers in the largest sum of the gradient: a whole set, or all that share a parameter."""
-        return int(max(np.bincount(self.areas.ravel()).max(), np.bincount(self.features.ravel()).max()))
-
-    def call(self, x, scale=None, bias=None, **options):
-        return self.norm(x, scale, *([bias] if self.has_bias else []), epsilon=self.epsilon, **options)
-
-    def reference_options(self) -> dict:
-        return {"epsilon": self.epsilon, "center": self.center, "given": self.given}
-
-    def data(self, seed: int = 0, dtype=np.float32):
-        """x with means far from zero that differ by feature, scale, bias, and a random cotangent."""
-        rng = np.random.default_rng(seed)
-        x = rng.normal(size=self.shape) * 1.5 + 3.0 + 0.5 * (self.features % 5)
-        scale, bias = rng.uniform(0.5, 1.5, self.parameters), rng.normal(size=self.parameters)
-        dy = rng.normal(size=self.shape)
-        x, dy = (jnp.asarray(a, dtype) for a in (x, dy))
-        wide = np.float64 if np.dtype(dtype) == np.float64 else np.float32
-        return x, jnp.asarray(scale, wide), jnp.asarray(bias, wide) if self.has_bias else None, dy
-
-
-def label(*coordinates: np.ndarray) -> np.ndarray:
-    """One number for each combination of coordinates that occurs."""
-    flat = np.stack([np.broadcast_to(c, coordinates[0].shape).ravel() for c in coordinates])
-    return np.unique(flat, axis=1, return_inverse=True)[1].reshape(coordinates[0].shape)
-
-
-def _index(shape: Shape, axes) -> np.ndarray:
-    """Position of each element within the axes, counted in their order."""
-    index = np.zeros(shape, int)
-    for a in sorted(axes):
-        index = index * shape[a] + np.indices(shape)[a]
-    return index
 
 
 def _axes_name(axes) -> str:
@@ -90,8 +31,8 @@ def _row(function, shape: Shape, axis, **extra) -> Case:
         function,
         partial(function, axis=axis),
         shape,
-        areas=_index(shape, kept),
-        features=_index(shape, reduced),
+        areas=index_of(shape, kept),
+        features=index_of(shape, reduced),
         parameters=tuple(shape[a] for a in sorted(reduced)),
         center=function is jn.layer_norm,
         has_bias=function is jn.layer_norm,
@@ -101,7 +42,7 @@ def _row(function, shape: Shape, axis, **extra) -> Case:
 
 def _group(shape: Shape, feature_axis, size: int, axis=None, **extra) -> Case:
     features = tuple(np.atleast_1d(feature_axis) % len(shape))
-    index = _index(shape, features)
+    index = index_of(shape, features)
     space = set(range(1, len(shape))) if axis is None else set(axis)
     kept = [a for a in range(len(shape)) if a not in space and a not in features]
     options = {"group_size": size, "feature_axis": feature_axis} | ({} if axis is None else {"axis": axis})
@@ -119,7 +60,7 @@ def _group(shape: Shape, feature_axis, size: int, axis=None, **extra) -> Case:
 
 def _instance(shape: Shape, feature_axis, **extra) -> Case:
     features = tuple(np.atleast_1d(feature_axis) % len(shape))
-    index = _index(shape, features)
+    index = index_of(shape, features)
     return Case(
         f"instance_norm[{_axes_name(feature_axis)}]",
         jn.instance_norm,
@@ -142,7 +83,7 @@ def _inference(x, scale, bias, *, stats, axis_name=None, **options):
 
 def _batch(shape: Shape, feature_axis, ghost_size=None, training=True, **extra) -> Case:
     features = tuple(np.atleast_1d(feature_axis) % len(shape))
-    index = _index(shape, features)
+    index = index_of(shape, features)
     parameters = tuple(shape[a] for a in sorted(features))
     name = f"batch_norm[{_axes_name(feature_axis)}{f' ghosts of {ghost_size}' if ghost_size else ''}]"
     areas, given = index, None
@@ -200,5 +141,13 @@ def _all() -> list[Case]:
     return cases
 
 
-CASES = _all()
-CORE = [case for case in CASES if case.core]
+STANDARD = _all()
+CORE = [case for case in STANDARD if case.core]
+FAMILY = family.rows()
+CASES = STANDARD + FAMILY
+
+
+def having(*needs: str) -> list:
+    """The core rows, and the family's (in CI) but for those that lack what a test needs, with their reasons."""
+    able = [case for case in FAMILY if not set(needs) & set(case.lacks)]
+    return [*CORE, *(pytest.param(case, marks=pytest.mark.full) for case in able)]

@@ -98,10 +98,10 @@ def batch_norm(
         got = f"ghost_size={ghost_size}, axis_name={axis_name!r}"
         todo = "Ghosts split statistics, axis_name joins them: leave one out."
         call.fail("`ghost_size` and `axis_name` exclude each other", got, todo)
-    _check_state(call, stats, call.shape(features), training)
+    check_state(call, stats, call.shape(features), training)
     options = {"epsilon": epsilon, "scale_offset": scale_offset, "dtype": call.output_dtype(dtype)}
     if not training:
-        assert stats is not None  # _check_state said so
+        assert stats is not None  # check_state said so
         mean, var = (jnp.expand_dims(a, axes) for a in (stats.mean, stats.var))
         return normalize_area(call.x, mean, var, scale, bias, where=where, **options), stats
 
@@ -117,7 +117,7 @@ def batch_norm(
     return y, stats.update(m, momentum=momentum, ddof=ddof, debias=debias)
 
 
-def _check_state(call: Call, stats: RunningStats | None, features: tuple[int, ...], training: bool) -> None:
+def check_state(call: Call, stats: RunningStats | None, features: tuple[int, ...], training: bool) -> None:
     if stats is None:
         if not training:
             call.fail("inference needs running statistics", "stats=None", "Pass the state that training returned.")

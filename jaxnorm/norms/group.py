@@ -68,7 +68,7 @@ def group_norm(
         call.fail("`feature_axis` must name an axis", "feature_axis=()", "Groups are groups of features.")
     count = math.prod(call.shape(features))
     groups = call.num_groups(num_groups, group_size, count, feature_axis)
-    space = _space(call, axis, features)
+    space = space_axes(call, axis, features)
     call.numbers(epsilon, scale_offset)
     call.implementation(implementation)
     if groups == count:
@@ -89,7 +89,7 @@ def group_norm(
 
 def standardize_groups(x, scale, bias, *, features: Axes, groups: int, area: Area, where, **options) -> jax.Array:
     """Group norm for checked arguments; the area's axes are the space, to which the members of a group are added."""
-    grouped = _Groups(x.shape, features, groups)
+    grouped = Groups(x.shape, features, groups)
     area = area._replace(axes=grouped.axes(area.axes))
     parts = map(grouped.split, (x, scale, bias))
     y, _ = standardize_area(*parts, area=area, where=grouped.split(where), **options)
@@ -139,7 +139,7 @@ def instance_norm(
     """
     call = Call("instance_norm", x)
     features = call.axes(feature_axis, "feature_axis")
-    space = _space(call, axis, features)
+    space = space_axes(call, axis, features)
     call.numbers(epsilon, scale_offset)
     call.implementation(implementation)
     call.several_values(space, axis_name, None)
@@ -156,7 +156,7 @@ def instance_norm(
     return y
 
 
-def _space(call: Call, axis: AxisLike | None, features: Axes) -> Axes:
+def space_axes(call: Call, axis: AxisLike | None, features: Axes) -> Axes:
     if axis is None:
         return tuple(a for a in call.others(features) if a != 0)
     space = call.axes(axis)
@@ -166,7 +166,7 @@ def _space(call: Call, axis: AxisLike | None, features: Axes) -> Axes:
     return space
 
 
-class _Groups:
+class Groups:
     """Features, moved side by side if they are not, seen as two axes: (group, member)."""
 
     def __init__(self, shape: tuple[int, ...], features: Axes, groups: int):

@@ -1,0 +1,192 @@
+"""Handwritten digits in Flax NNX, saved halfway, restored into a fresh model, trained on: as if nothing had happened?
+
+    python examples/flax_nnx.py [--epochs 20] [--seed 0] [--quick]
+
+A small convolutional network with jaxnorm's batch norm on scikit-learn's 1,797 real digits of 8 x 8 pixels. Halfway
+Orbax saves weights, running statistics and optimizer. One run goes on; another starts from other weights, restores the
+checkpoint and goes on too. Both should end alike, and an image's logits should not depend on what it is batched with.
+
+Leaves `results.json` (every number) and the checkpoint `halfway` in runs/flax_nnx/. flax_linen.py is the same program,
+line for line where the idioms allow: `diff -y examples/flax_linen.py examples/flax_nnx.py`.
+
+Measured on two cores of an AMD EPYC, jax 0.10.2, flax 0.12.8, seeds 0 to 7, 450 test images: 98.0% to 99.6%. The
+restored run always ended in the same bits; one at a time, logits differed by at most 1.2e-5, no answer did. 15 s.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import flax
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import jaxnorm as jn
+import jaxnorm.nnx as jnnx
+
+BATCH_SIZE = 60
+OPTIMIZER = optax.adamw(3e-3, weight_decay=0.01, mask=jn.decay_mask)  # scales and biases do not decay
+
+
+class Digits(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.conv1 = nnx.Conv(1, 16, (3, 3), use_bias=False, rngs=rngs)  # the norm adds one
+        self.norm1 = jnnx.BatchNorm(16, momentum=0.9, rngs=rngs)
+        self.conv2 = nnx.Conv(16, 32, (3, 3), strides=2, use_bias=False, rngs=rngs)
+        self.norm2 = jnnx.BatchNorm(32, momentum=0.9, rngs=rngs)
+        self.dense = nnx.Linear(4 * 4 * 32, 10, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm1(self.conv1(x)))
+        x = nnx.relu(self.norm2(self.conv2(x)))
+        return self.dense(x.reshape(len(x), -1))
+
+
+def load(seed: int):
+    """1,347 training and 450 test images with pixels from 0 to 1, every digit in the same proportion in both."""
+    images, labels = load_digits(return_X_y=True)
+    images, labels = (images / 16).astype(np.float32).reshape(-1, 8, 8, 1), labels.astype(np.int32)
+    return train_test_split(images, labels, test_size=450, stratify=labels, random_state=seed)
+
+
+@nnx.jit  # one compilation, not one for every weight
+def build(key: jax.Array) -> tuple[Digits, nnx.Optimizer]:
+    model = Digits(nnx.Rngs(key))
+    return model, nnx.Optimizer(model, OPTIMIZER, wrt=nnx.Param)
+
+
+@nnx.jit
+def train_step(model: Digits, optimizer: nnx.Optimizer, x, y) -> None:
+    def loss(model):
+        return optax.softmax_cross_entropy_with_integer_labels(model(x), y).mean()
+
+    optimizer.update(model, nnx.grad(loss)(model))
+
+
+@nnx.jit
+def predict(model: Digits, x):
+    """Logits by the running statistics."""
+    return nnx.view(model, use_running_average=True)(x)
+
+
+def train(model: Digits, optimizer: nnx.Optimizer, epochs: int, seed: int, data, name: str, accuracies: dict) -> None:
+    """From the optimizer's step until so many epochs are done. Seed and epoch alone decide the order of images."""
+    x, x_test, y, y_test = data
+    steps, accuracies[name] = len(x) // BATCH_SIZE, []
+    for epoch in track(range(int(optimizer.step[...]) // steps, epochs), name):
+        order = np.random.default_rng((seed, epoch)).permutation(len(x))
+        for batch in order[: steps * BATCH_SIZE].reshape(steps, BATCH_SIZE):
+            train_step(model, optimizer, x[batch], y[batch])
+        accuracies[name].append(float((predict(model, x_test).argmax(-1) == y_test).mean()))
+
+
+def save(path: Path, model: Digits, optimizer: nnx.Optimizer) -> None:
+    with ocp.StandardCheckpointer() as checkpointer:  # writes in the background; leaving it waits
+        checkpointer.save(path, nnx.state((model, optimizer)), force=True)
+
+
+def restore(path: Path, model: Digits, optimizer: nnx.Optimizer) -> None:
+    """Model and optimizer say which arrays are expected; the values are the checkpoint's."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        nnx.update((model, optimizer), checkpointer.restore(path, nnx.state((model, optimizer))))
+
+
+def values(model: Digits) -> dict:
+    parameters, statistics = nnx.state(model, nnx.Param, nnx.BatchStat)
+    return jax.device_get({"parameters": parameters, "running statistics": statistics})
+
+
+def differences(a: dict, b: dict) -> dict[str, float]:
+    """The largest absolute difference among the parameters and among the running statistics."""
+    pairs = {name: zip(*map(jax.tree.leaves, (a[name], b[name])), strict=True) for name in a}
+    return {name: float(np.max([np.abs(a - b).max() for a, b in leaves])) for name, leaves in pairs.items()}
+
+
+def experiment(options, results: dict) -> None:
+    """Fills the results as it goes, so an interruption loses nothing."""
+    data, accuracies, compared = load(options.seed), results["test accuracy"], results["largest difference"]
+    model, optimizer = build(jax.random.key(options.seed))
+    first = values(model)
+    train(model, optimizer, options.epochs // 2, options.seed, data, "first half", accuracies)
+    save(options.checkpoint, model, optimizer)
+    saved = values(model)
+    compared["first weights, saved"] = differences(first, saved)
+    train(model, optimizer, options.epochs, options.seed, data, "uninterrupted", accuracies)
+    end = values(model)
+    compared["saved, end"] = differences(saved, end)
+
+    model, optimizer = build(jax.random.key(options.seed + 1))
+    restore(options.checkpoint, model, optimizer)
+    compared["saved, restored"] = differences(saved, values(model))
+    train(model, optimizer, options.epochs, options.seed, data, "restored", accuracies)
+    compared["end, end after restoring"] = differences(end, values(model))
+
+    together, alone = predict(model, data[1]), np.concatenate([predict(model, image[None]) for image in data[1]])
+    results["one at a time"] = {
+        "largest difference of logits": float(np.abs(together - alone).max()),
+        "other answers": int((together.argmax(-1) != alone.argmax(-1)).sum()),
+    }
+
+
+def report(results: dict) -> Table:
+    table = Table("", "parameters", "running statistics", title="largest differences")
+    for name, numbers in results["largest difference"].items():
+        table.add_row(name, *(f"{number:.2g}" if number else "identical" for number in numbers.values()))
+    return table
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    folder = Path("runs") / Path(__file__).stem
+    parser.add_argument("--epochs", type=int, default=20, help="passes over the training images, saved after half")
+    parser.add_argument("--seed", type=int, default=0, help="of the split, the weights and the order of batches")
+    parser.add_argument("--output", type=Path, default=folder, help="folder for the numbers and the checkpoint")
+    parser.add_argument("--quick", action="store_true", help="two epochs: does it run?")
+    options = parser.parse_args()
+    if options.quick:
+        options.epochs = 2
+    if options.epochs < 2:
+        parser.error(f"--epochs must be at least 2, to have a middle; got {options.epochs}")
+    options.checkpoint = options.output.absolute() / "halfway"  # Orbax takes absolute paths only
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "results.json").touch()
+        there = [path.name for path in options.checkpoint.iterdir()] if options.checkpoint.exists() else []
+        if there and "_CHECKPOINT_METADATA" not in there:  # what Orbax leaves; only a checkpoint is overwritten
+            raise FileExistsError("what is in halfway/ is no checkpoint")
+    except OSError as error:
+        rule = "--output must be a folder to write results.json and halfway/ in"
+        parser.error(f"{rule}; got {options.output}: {error}. Name another.")
+    return options
+
+
+def main() -> None:
+    options = parse()
+    console = Console()
+    settings = {"jax": jax.__version__, "flax": flax.__version__, "device": str(jax.devices()[0])} | vars(options)
+    results = {"settings": settings, "test accuracy": {}, "largest difference": {}, "one at a time": {}}
+    try:
+        experiment(options, results)
+    except KeyboardInterrupt:
+        console.print("Interrupted: what was measured so far is kept.")
+    (options.output / "results.json").write_text(json.dumps(results, indent=1, default=str))
+    console.print(report(results))
+    for name, accuracies in results["test accuracy"].items():
+        console.print(f"test accuracy, {name}:", *(f"{accuracy:.2%}" for accuracy in accuracies[-1:]))
+    for name, number in results["one at a time"].items():
+        console.print(f"one image at a time instead of all, {name}: {number:.2g}")
+    console.print(f"wrote to {options.output}")
+
+
+if __name__ == "__main__":
+    main()
