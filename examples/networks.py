@@ -158,11 +158,12 @@ def _epoch(network, optimizer, batch_size, state, key, data, setting):
 
 def _evaluate(network, state, data):
     params, stats, _ = state
+    images, labels = jnp.concatenate([data.x_test, data.x]), jnp.concatenate([data.y_test, data.y])
+    logits, _ = network.apply(params, stats, images, False, None)
     result = {}
-    for prefix, x, y in (("", data.x_test, data.y_test), ("train_", data.x, data.y)):
-        logits, _ = network.apply(params, stats, x, False, None)
-        result[f"{prefix}loss"] = cross_entropy(logits, y)
-        result[f"{prefix}accuracy"] = jnp.mean(logits.argmax(-1) == y)
+    for prefix, part in (("", slice(len(data.x_test))), ("train_", slice(len(data.x_test), None))):
+        result[f"{prefix}loss"] = cross_entropy(logits[part], labels[part])
+        result[f"{prefix}accuracy"] = jnp.mean(logits[part].argmax(-1) == labels[part])
     return result
 
 
