@@ -123,7 +123,8 @@ class Trainer:
     def epoch(self) -> np.ndarray:
         """One pass over the training data; returns the losses, [runs, steps]."""
         keys = jax.vmap(lambda key: jax.random.fold_in(key, self.epochs))(self.keys)
-        self.state, losses = self._epoch(self.state, keys, self.data, self.settings)
+        order = compiled(_shuffled, self.data.x.shape[1])(keys)
+        self.state, losses = self._epoch(self.state, order, keys, self.data, self.settings)
         self.epochs += 1
         return np.asarray(losses)
 
@@ -137,9 +138,13 @@ def _start(network, optimizer, key, setting):
     return params, stats, optimizer(setting).init(params)
 
 
-def _epoch(network, optimizer, batch_size, state, key, data, setting):
+def _shuffled(count, key):
+    return jax.random.permutation(key, count)
+
+
+def _epoch(network, optimizer, batch_size, state, order, key, data, setting):
     steps = len(data.x) // batch_size
-    order = jax.random.permutation(key, len(data.x))[: steps * batch_size].reshape(steps, batch_size)
+    order = order[: steps * batch_size].reshape(steps, batch_size)
 
     def step(state, batch):
         params, stats, opt_state = state
