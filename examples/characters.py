@@ -1,0 +1,154 @@
+"""Characters: which norm for text? A small causal transformer that predicts the next character.
+
+    python examples/characters.py [--windows 2400] [--seeds 3] [--seed 0] [--quick]
+
+The text is Python's own language reference, which every installation carries (`pydoc_data.topics`). Two layers of width
+64 with the norm before attention and perceptron (pre-norm), windows of 64 characters, 8 in a batch, one pass, Adam with
+warm-up and cosine decay. Layer, RMS, batch and no norm, each at the best of three learning rates by its median loss on
+text that was not trained on, in nats per character.
+
+Batch norm shares statistics over batch and time. While it trains, a prediction therefore depends on the characters that
+are to be predicted: how much is measured by changing the last character of each window and looking at the predictions
+before it. In inference running statistics end that, and what this change of statistics costs is the loss in both modes.
+Two norms count as equally good within 0.02 nats. Leaves results.json and characters.png in runs/characters/.
+
+Source: lessons 1 and 2 recommend layer norm for text; Shen et al. 2020, arXiv:2003.07845, on batch norm in language.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from experiment import COLORS, middle, options, recording
+from matplotlib import pyplot as plt
+from networks import Trainer, compiled, cross_entropy
+from transformer import ALPHABET, text, transformer
+
+NORMS = ("layer", "rms", "batch", "none")
+RATES = (3e-3, 1e-2, 3e-2)
+CONTEXT, BATCH, CLOSE = 64, 8, 0.02
+
+
+def adam(setting):
+    """Up to the rate in a tenth of the steps, then down to zero."""
+    steps = setting["steps"]
+    rise = lambda step: jnp.minimum(1, (step + 1) / (0.1 * steps))
+    return optax.adam(lambda step: setting["rate"] * rise(step) * (1 + jnp.cos(jnp.pi * step / steps)) / 2)
+
+
+def predict(network, state, x, training: bool):
+    """Logits of batches of windows, [batches, windows, time, characters]: each by its own statistics in training."""
+    params, stats, _ = state
+    return jax.vmap(lambda x: network.apply(params, stats, x, training, None)[0])(x)
+
+
+def measure(network, state, data) -> dict[str, jax.Array]:
+    """Validation loss in both modes; and the largest change in log-odds before a last character that is changed."""
+    batches = lambda a: a.reshape(-1, BATCH, CONTEXT)
+    x, y = batches(data.x_test), batches(data.y_test)
+    loss = {training: cross_entropy(predict(network, state, x, training), y) for training in (False, True)}
+    other = x[:1].at[..., -1].set((x[:1, ..., -1] + 1) % len(ALPHABET))
+    change = predict(network, state, x[:1], True) - predict(network, state, other, True)
+    return {"loss": loss[False], "train_mode": loss[True], "leak": jnp.abs(change[..., :-1, :]).max()}
+
+
+def main() -> None:
+    chosen = options(
+        __doc__,
+        "characters",
+        seeds=3,
+        extend=lambda parser: parser.add_argument(
+            "--windows", type=int, default=2400, help="how many windows to train on"
+        ),
+    )
+    windows, tests, rates, layers, width = chosen.windows, 200, RATES, 2, 64
+    if chosen.quick:
+        windows, tests, rates, layers, width = 80, 8, (1e-2,), 1, 16
+    if windows < BATCH:
+        raise SystemExit(f"characters: --windows must be at least {BATCH}, one batch; got {windows}.")
+    runs = [(seed, rate) for seed in range(chosen.seed, chosen.seed + chosen.seeds) for rate in rates]
+    with recording("characters", chosen, len(NORMS)) as record:
+        data = text(len(runs), CONTEXT, windows, tests)
+        settings = {
+            "rate": jnp.array([rate for _, rate in runs], jnp.float32),
+            "steps": jnp.full(len(runs), float(windows // BATCH)),
+        }
+        for name in NORMS:
+            network = transformer(name, width=width, layers=layers, context=CONTEXT)
+            trainer = Trainer(network, data, settings, optimizer=adam, batch_size=BATCH, seed=chosen.seed)
+            curves = trainer.epoch()
+            numbers = compiled(measure, network)(trainer.state, data)
+            for i, (seed, rate) in enumerate(runs):
+                values = {key: float(value[i]) for key, value in numbers.items()}
+                record.add(norm=name, seed=seed, rate=rate, **values, curve=curves[i])
+            record.advance(name)
+        report(record, rates)
+
+
+def report(record, rates) -> None:
+    loss = {(name, rate): record.values("loss", norm=name, rate=rate) for name in NORMS for rate in rates}
+    best = {name: min(rates, key=lambda rate: np.median(loss[name, rate])) for name in NORMS}
+    at_best = lambda key, name: record.values(key, norm=name, rate=best[name])
+    median = {name: float(np.median(at_best("loss", name))) for name in NORMS}
+    rows = [
+        (name, f"{best[name]:g}", *(middle(at_best(key, name)) for key in ("loss", "train_mode", "leak")))
+        for name in NORMS
+    ]
+    columns = ("norm", "best rate", "validation loss", "with the batch's own statistics", "sees the future by")
+    record.table("nats per character, and log-odds changed by a later character: median (range)", columns, rows)
+    picture(record, loss, best, rates)
+
+    first = min(median, key=lambda name: median[name])
+    equal = [name for name in ("batch", "none") if median[name] <= median[first] + CLOSE]
+    if median["layer"] > median[first] + CLOSE:
+        verdict = f"no: {first} is better"
+    else:
+        verdict = f"not for its loss: {' and '.join(equal)} as good" if equal else "yes"
+    record.claim(
+        "Text and language: use layer norm",
+        source="lesson 1; lesson 2",
+        measured="validation loss " + ", ".join(f"{name} {middle(at_best('loss', name))}" for name in NORMS),
+        verdict=verdict,
+    )
+    leaks = {name: at_best("leak", name) for name in NORMS}
+    only = leaks["batch"].min() > 1e-3 and max(leaks[name].max() for name in NORMS if name != "batch") < 1e-3
+    record.claim(
+        "Batch norm shows a causal model the future while it trains; layer norm does not",
+        source="why text uses layer norm",
+        measured="a later character moves earlier log-odds by up to "
+        + ", ".join(f"{middle(leaks[name])} ({name})" for name in ("batch", "layer")),
+        verdict="yes" if only else "no",
+    )
+    cost = at_best("loss", "batch") - at_best("train_mode", "batch")
+    record.claim(
+        "The statistics of text vary so much that batch norm loses at inference",
+        source="Shen et al. 2020, arXiv:2003.07845",
+        measured=f"running statistics instead of the batch's change its loss by {middle(cost)}",
+        verdict="yes" if np.median(cost) > CLOSE else "not here",
+    )
+
+
+def picture(record, loss, best, rates) -> None:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name, color in zip(NORMS, COLORS, strict=False):
+        values = np.array([loss[name, rate] for rate in rates])
+        left.fill_between(rates, values.min(1), values.max(1), color=color, alpha=0.15)
+        left.plot(rates, np.median(values, 1), color=color, marker="o", label=name)
+        curve = record.values("curve", norm=name, rate=best[name]).mean(0)
+        smooth = curve[: len(curve) // 10 * 10].reshape(-1, 10).mean(1)
+        right.plot(10 * np.arange(1, len(smooth) + 1), smooth, color=color, label=f"{name}, rate {best[name]:g}")
+    left.set(xscale="log", xlabel="learning rate", ylabel="validation loss, nats per character")
+    left.set_title("after training: median and range of the seeds")
+    left.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    left.minorticks_off()
+    right.set(
+        xlabel="step", ylabel="training loss, nats per character", title="at the best rate: mean of seeds and 10 steps"
+    )
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(title="norm")
+    record.picture(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The normalization shop: which norm at which batch size?
+
+    python examples/which_norm.py [--epochs 10] [--seeds 3] [--seed 0] [--quick]
+
+One small convolutional network (8, 16 and 32 features on 8 x 8, 4 x 4 and 2 x 2 places) on 1,024 digits, with six norms
+at batch sizes from 1 to 256: the figure of the group norm paper in small. As there every run sees each image equally
+often, so large batches take fewer steps: 10,240 at batch size 1, 40 at 256. The paper scales one learning rate with the
+batch size; here every norm, and none, has at every batch size the best of four rates by its median test accuracy: a
+choice that includes that rule. SGD with momentum 0.9. Groups have 8 features. Ghosts have 8 images: up to there ghost
+norm is batch norm, and not run again. A batch of one image still has places to average over: in training, batch norm is
+then instance norm.
+
+Two norms count as equally good within one point of test accuracy, about the standard error of 450 images. Leaves
+results.json and which_norm.png in runs/which_norm/.
+
+Source: Wu & He 2018, arXiv:1803.08494, figure 1; the rules are lesson 1's, the question about large batches lesson 2's.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from experiment import COLORS, options, recording
+from matplotlib import pyplot as plt
+from networks import Network, Trainer, convolve, digits, init_norm, norm
+
+NORMS = ("none", "batch", "ghost", "group", "layer", "instance")
+RATES = (0.01, 0.03, 0.1, 0.3)
+SIZES = tuple(2**i for i in range(9))
+GHOST = 8
+FEATURES = (8, 16, 32)
+CLOSE = 1.0  # percentage point
+
+
+def pyramid(name: str) -> Network:
+    """Three convolutions, each with half the places of the one before and twice the features; mean; a dense layer."""
+
+    def init(key, setting):
+        layers, statistics, before = [], [], 1
+        for layer_key, features in zip(jax.random.split(key, len(FEATURES)), FEATURES, strict=True):
+            params, stats = init_norm(name, features)
+            kernel = jax.random.normal(layer_key, (9 * before, features)) * np.sqrt(2 / (9 * before))
+            layers.append({"kernel": kernel} | params)
+            statistics.append(stats)
+            before = features
+        last = {"kernel": jax.random.normal(key, (before, 10)) * np.sqrt(1 / before), "bias": jnp.zeros(10)}
+        return [*layers, last], statistics
+
+    def apply(params, statistics, x, training, key):
+        new = []
+        for i, (layer, stats) in enumerate(zip(params[:-1], statistics, strict=True)):
+            x = convolve(x, layer["kernel"], stride=2 if i else 1)
+            x, stats = norm(name, layer, stats, x, training, ghost_size=GHOST)
+            x = jax.nn.relu(x)
+            new.append(stats)
+        return x.mean((1, 2)) @ params[-1]["kernel"] + params[-1]["bias"], new
+
+    return Network(init, apply)
+
+
+def sgd(setting):
+    return optax.sgd(setting["rate"], momentum=0.9)
+
+
+def main() -> None:
+    chosen = options(
+        __doc__,
+        "which_norm",
+        seeds=3,
+        extend=lambda parser: parser.add_argument("--epochs", type=int, default=10, help="passes over the images"),
+    )
+    epochs, images, norms, sizes, rates = chosen.epochs, 1024, NORMS, SIZES, RATES
+    if chosen.quick:
+        epochs, images, norms, sizes, rates = 1, 128, ("none", "batch", "group"), (4, 32), (0.1,)
+    runs = [(seed, rate) for seed in range(chosen.seed, chosen.seed + chosen.seeds) for rate in rates]
+    cells = [(name, size) for name in norms for size in sizes if name != "ghost" or size > GHOST]
+    with recording("which_norm", chosen, len(cells)) as record:
+        data = digits([seed for seed, _ in runs], (8, 8, 1), train=images)
+        settings = {"rate": jnp.array([rate for _, rate in runs], jnp.float32)}
+        networks = {name: pyramid(name) for name in norms}
+        for name, size in cells:
+            trainer = Trainer(networks[name], data, settings, optimizer=sgd, batch_size=size, seed=chosen.seed)
+            for _ in range(epochs):
+                trainer.epoch()
+            for (seed, rate), accuracy in zip(runs, trainer.evaluate()["accuracy"], strict=True):
+                record.add(norm=name, batch_size=size, seed=seed, rate=rate, accuracy=accuracy)
+            record.advance(f"{name}, batch size {size}")
+        report(record, norms, sizes)
+
+
+def at_best_rate(record, name: str, size: int) -> np.ndarray:
+    """Test accuracies of the seeds at the learning rate whose median is highest."""
+    name = "batch" if name == "ghost" and size <= GHOST else name
+    rates = sorted({row["rate"] for row in record.rows})
+    return max((record.values("accuracy", norm=name, batch_size=size, rate=rate) for rate in rates), key=np.median)
+
+
+def report(record, norms, sizes) -> None:
+    accuracy = {(name, size): at_best_rate(record, name, size) for name in norms for size in sizes}
+    best = {size: max(np.median(accuracy[name, size]) for name in norms) for size in sizes}
+    behind = {
+        name: {size: 100 * float(best[size] - np.median(accuracy[name, size])) for size in sizes} for name in norms
+    }
+    cell = lambda values: f"{100 * np.median(values):.1f} ({100 * values.min():.1f} to {100 * values.max():.1f})"
+    rows = [(size, *(cell(accuracy[name, size]) for name in norms), ", ".join(equals(behind, size))) for size in sizes]
+    columns = ("batch size", *norms, "within a point of the best")
+    record.table("test accuracy in percent, each at its best learning rate: median (range) of the seeds", columns, rows)
+    picture(record, accuracy, norms, sizes)
+    rule(record, "Big batch (32 and more): use batch norm", {"batch"}, behind, [s for s in sizes if s >= 32])
+    rule(
+        record,
+        "Small batch (1 to 8): use group or layer norm",
+        {"group", "layer"},
+        behind,
+        [s for s in sizes if s <= 8],
+    )
+    small, large = sizes[0], next(size for size in sizes if size >= 32)
+    record.claim(
+        "Batch norm works better with larger batches",
+        source="lesson 2, question 1",
+        measured="points of test accuracy behind the best norm: "
+        + ", ".join(f"{points:.1f} at batch size {size}" for size, points in behind["batch"].items()),
+        verdict="yes" if behind["batch"][small] - behind["batch"][large] > CLOSE else "not here",
+    )
+
+
+def equals(behind, size: int) -> list[str]:
+    """The norms that count as best at this batch size."""
+    return [name for name, points in behind.items() if points[size] <= CLOSE]
+
+
+def rule(record, claim: str, advised: set[str], behind, sizes) -> None:
+    """It holds where an advised norm counts as best; others that do so everywhere are named too."""
+    holds = [size for size in sizes if advised & set(equals(behind, size))]
+    others = [name for name in behind if name not in advised and all(name in equals(behind, size) for size in sizes)]
+    if holds == sizes:
+        verdict = f"yes; so {'does' if len(others) == 1 else 'do'} {', '.join(others)}" if others else "yes"
+    else:
+        verdict = f"only at batch size {', '.join(map(str, holds))}" if holds else "no"
+    listed = (f"{name} {', '.join(f'{points[size]:.1f}' for size in sizes)}" for name, points in behind.items())
+    where = f"points of test accuracy behind the best norm at batch size {', '.join(map(str, sizes))}"
+    record.claim(claim, source="lesson 1", measured=f"{where}: {'; '.join(listed)}", verdict=verdict)
+
+
+def picture(record, accuracy, norms, sizes) -> None:
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, color in zip(norms, COLORS, strict=False):
+        where = [size for size in sizes if name != "ghost" or size >= GHOST]
+        errors = 100 * (1 - np.stack([accuracy[name, size] for size in where]))
+        axes.fill_between(where, errors.min(1), errors.max(1), color=color, alpha=0.15)
+        axes.plot(where, np.median(errors, 1), color=color, marker="o", markersize=3, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="test error, %")
+    axes.set_title("each norm at its best learning rate: median and range of the seeds")
+    low, high = axes.get_ylim()
+    ticks = [error for error in (1, 2, 3, 5, 10, 20, 30, 50, 90) if low <= error <= high]
+    axes.set_xticks(sizes, map(str, sizes))
+    axes.set_yticks(ticks, map(str, ticks))
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(title="norm")
+    record.picture(figure)
+
+
+if __name__ == "__main__":
+    main()
