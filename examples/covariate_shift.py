@@ -34,7 +34,7 @@ import numpy as np
 import optax
 from experiment import COLORS, middle, options, recording
 from matplotlib import pyplot as plt
-from networks import Network, Trainer, cross_entropy, digits, perceptron, steps_to
+from networks import Network, Trainer, compiled, cross_entropy, digits, perceptron, steps_to
 
 NETWORKS = {"sigmoid": (jax.nn.sigmoid, 16.0), "relu": (jax.nn.relu, 2.0)}
 NORMS = ("none", "batch", "noisy")
@@ -48,7 +48,7 @@ def main() -> None:
         "covariate_shift",
         extend=lambda parser: parser.add_argument("--steps", type=int, default=240, help="training steps"),
     )
-    steps = 20 if chosen.quick else chosen.steps
+    steps = 40 if chosen.quick else chosen.steps
     rates = [0.1] if chosen.quick else [0.01, 0.03, 0.1, 0.3, 1.0, 3.0]
     networks = ["relu"] if chosen.quick else list(NETWORKS)
     seeds = list(range(chosen.seed, chosen.seed + chosen.seeds))
@@ -143,13 +143,11 @@ def train(record, network, norm, steps, runs) -> None:
         seed=runs[0][0],
         steps=EVERY,
     )
-    measure = jax.jit(
-        jax.vmap(lambda offset, *run: movement(network, norm, optimizer, offset, *run), (None, 0, 0, 0, 0))
-    )
+    measure = compiled(movement, network, norm, optimizer)
     curves, moved = [], []
     for look in range(steps // EVERY):
         if look % 5 == 0:
-            offset = (look * BATCH) % (trainer.data.x.shape[1] - BATCH)
+            offset = np.full(len(runs), (look * BATCH) % (trainer.data.x.shape[1] - BATCH))
             keys = jax.vmap(lambda key, look=look: jax.random.fold_in(key, look))(trainer.keys)
             moved.append(np.stack(measure(offset, trainer.state, trainer.data, trainer.settings, keys)))
         trainer.epoch()

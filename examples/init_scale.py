@@ -84,7 +84,7 @@ def report(record, norms, scales, rates) -> None:
     for way, ax in zip(ways, axes, strict=True):
         ax.set(xscale="log", xlabel="weights, times He's", title=way)
         ax.axhline(GOOD, color="gray", linewidth=0.8)
-        ax.legend(loc="lower center")
+        ax.legend(loc="center left")
     axes[0].set_ylabel("test accuracy: median and range")
     record.picture(figure)
     columns = (

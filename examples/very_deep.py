@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from experiment import COLORS, middle, options, recording
 from matplotlib import pyplot as plt
-from networks import Network, Trainer, cross_entropy, digits, init_norm, norm
+from networks import Network, Trainer, compiled, cross_entropy, digits, init_norm, norm
 
 NORMS = ("none", "batch", "layer", "rms")
 KINDS = ("plain", "residual")
@@ -98,8 +98,8 @@ def train(record, name, depth, seeds, epochs, *, gradients: bool) -> None:
         seed=seeds[0],
     )
     if gradients:
-        measure = jax.jit(jax.vmap(lambda state, data: gradient_norms(network, state, data)))
-        for (kind, seed, rate), by_layer in zip(every, measure(trainer.state, trainer.data), strict=True):
+        measured = compiled(gradient_norms, network)(trainer.state, trainer.data)
+        for (kind, seed, rate), by_layer in zip(every, measured, strict=True):
             if rate == RATES[0]:
                 record.add(part="gradients", norm=name, kind=kind, depth=depth, seed=seed, gradients=by_layer)
     for _ in range(epochs):

@@ -1,6 +1,6 @@
 """Experiment 1: does batch norm train a network 3 to 5 times faster?
 
-    python examples/with_and_without.py [--steps 400] [--seeds 6] [--seed 0] [--quick]
+    python examples/with_and_without.py [--steps 400] [--seeds 8] [--seed 0] [--quick]
 
 Two perceptrons on the digits (three hidden layers of 100, batches of 60, SGD with momentum 0.9), with and without
 batch norm: one of ReLUs with He's initialization, one of sigmoids with four times Glorot's. How many steps, and how
@@ -8,7 +8,7 @@ many seconds, until the network in inference mode gets 95% of the test images ri
 four steps?
 
 Both are compared twice: at the same learning rate, the one that is best *without* the norm, and each at its own best
-rate. Best is the rate, of ten over three decades, with the fewest steps (the median) on three seeds that are used for
+rate. Best is the rate, of ten over three decades, with the fewest steps (the median) on four seeds that are used for
 nothing else. Seconds are steps times the time of one step of that network trained alone, the fastest of many epochs;
 evaluation is not counted. The norm's share of a step depends on the width of the layers, so width 500 is timed too.
 
@@ -35,7 +35,7 @@ def main() -> None:
     chosen = options(
         __doc__,
         "with_and_without",
-        seeds=6,
+        seeds=8,
         extend=lambda parser: parser.add_argument("--steps", type=int, default=400, help="training steps, at most"),
     )
     steps = 80 if chosen.quick else chosen.steps
@@ -43,7 +43,7 @@ def main() -> None:
     widths = (100,) if chosen.quick else (100, 500)
     cases = [(network, norm) for network in list(NETWORKS)[: 1 if chosen.quick else 2] for norm in NORMS]
     seeds = list(range(chosen.seed, chosen.seed + chosen.seeds))
-    seeds += range(chosen.seed + TUNING, chosen.seed + TUNING + (1 if chosen.quick else 3))
+    seeds += range(chosen.seed + TUNING, chosen.seed + TUNING + (1 if chosen.quick else 4))
     with recording("with_and_without", chosen, len(cases) * (steps // EVERY + len(widths))) as record:
         for case in cases:
             train(record, *case, steps, [(seed, float(rate)) for seed in seeds for rate in rates])
@@ -99,6 +99,10 @@ class Findings:
     def best(self, network, norm) -> float:
         return min(self.rates, key=lambda rate: np.median(self.steps(network, norm, rate, tuning=True)))
 
+    def highest(self, network, norm) -> float:
+        """The highest rate at which every seed gets to the goal; 0 if there is none."""
+        return max((r for r in self.rates if np.isfinite(self.steps(network, norm, r)).all()), default=0.0)
+
     def seconds(self, network, norm, width=100) -> float:
         """Of one step."""
         return self.record.values("seconds", network=network, norm=norm, width=width)[0]
@@ -138,14 +142,14 @@ def report(record, found: Findings, cases, widths) -> None:
             measured="; ".join(measured),
             verdict="; ".join(f"{n}: {word(f)} in steps, {word(s)} in seconds" for n, (f, s) in factors.items()),
         )
-    higher = {network: found.best(network, "batch") / found.best(network, "none") for network, _ in cases}
+    highest = {network: [found.highest(network, norm) for norm in ("batch", "none")] for network, _ in cases}
     record.claim(
-        "Training is faster because higher learning rates can be used",
+        "Higher learning rates can be used",
         source="lesson 4, benefits",
         measured="; ".join(
-            f"{n}: the best rate with the norm is {r:.2g} times the best without" for n, r in higher.items()
+            f"{n}: all seeds get there up to {a:.2g}, without the norm {b:.2g}" for n, (a, b) in highest.items()
         ),
-        verdict="; ".join(f"{n}: {'yes' if ratio > 1.2 else 'no'}" for n, ratio in higher.items()),
+        verdict="; ".join(f"{n}: {'yes' if a > 1.2 * b else 'no'}" for n, (a, b) in highest.items()),
     )
     draw(record, found, cases)
 
