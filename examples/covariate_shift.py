@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from experiment import COLORS, middle, options, recording
+from experiment import COLORS, at_least, middle, options, recording
 from matplotlib import pyplot as plt
 from networks import Network, Trainer, compiled, cross_entropy, digits, perceptron, steps_to
 
@@ -46,7 +46,7 @@ def main() -> None:
     chosen = options(
         __doc__,
         "covariate_shift",
-        extend=lambda parser: parser.add_argument("--steps", type=int, default=240, help="training steps"),
+        extend=lambda parser: parser.add_argument("--steps", type=at_least(12), default=240, help="training steps"),
     )
     steps = 40 if chosen.quick else chosen.steps
     rates = [0.1] if chosen.quick else [0.01, 0.03, 0.1, 0.3, 1.0, 3.0]

@@ -25,7 +25,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from experiment import COLORS, options, recording
+from experiment import COLORS, at_least, options, recording
 from matplotlib import pyplot as plt
 from networks import init_norm, norm
 
@@ -37,10 +37,10 @@ def main() -> None:
     chosen = options(
         __doc__,
         "gradient_growth",
-        extend=lambda parser: parser.add_argument("--depth", type=int, default=40, help="layers, at least 25"),
+        extend=lambda parser: parser.add_argument(
+            "--depth", type=at_least(25), default=40, help="layers, 15 not counted"
+        ),
     )
-    if chosen.depth < 25:
-        raise SystemExit(f"gradient_growth: --depth must be at least 25, 15 are not counted; got {chosen.depth}.")
     sizes = SIZES[:2] if chosen.quick else SIZES
     cases = [("batch", *size) for size in sizes] + [(name, *sizes[-1]) for name in THEORY if name != "batch"]
     with recording("gradient_growth", chosen, len(cases) * chosen.seeds) as record:

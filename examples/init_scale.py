@@ -21,7 +21,7 @@ Lesson 4, benefits.
 import jax.numpy as jnp
 import numpy as np
 import optax
-from experiment import COLORS, options, recording
+from experiment import COLORS, at_least, options, recording
 from matplotlib import pyplot as plt
 from networks import Trainer, digits, perceptron
 
@@ -34,7 +34,9 @@ def main() -> None:
         __doc__,
         "init_scale",
         seeds=3,
-        extend=lambda parser: parser.add_argument("--epochs", type=int, default=10, help="passes over the images"),
+        extend=lambda parser: parser.add_argument(
+            "--epochs", type=at_least(1), default=10, help="passes over the images"
+        ),
     )
     epochs = 2 if chosen.quick else chosen.epochs
     scales = np.logspace(-2, 2, 5 if chosen.quick else 17)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from experiment import COLORS, middle, options, recording
+from experiment import COLORS, at_least, middle, options, recording
 from matplotlib import pyplot as plt
 from networks import Data, Network, Trainer, digits, perceptron
 
@@ -36,7 +36,9 @@ def main() -> None:
         __doc__,
         "regularization",
         seeds=20,
-        extend=lambda parser: parser.add_argument("--epochs", type=int, default=40, help="passes over the images"),
+        extend=lambda parser: parser.add_argument(
+            "--epochs", type=at_least(1), default=40, help="passes over the images"
+        ),
     )
     epochs = 5 if chosen.quick else chosen.epochs
     drops = (0.0, 0.3) if chosen.quick else (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from experiment import COLORS, middle, options, recording
+from experiment import COLORS, at_least, middle, options, recording
 from matplotlib import pyplot as plt
 from networks import Network, Trainer, compiled, cross_entropy, digits, init_norm, norm
 
@@ -34,7 +34,9 @@ def main() -> None:
         __doc__,
         "very_deep",
         seeds=3,
-        extend=lambda parser: parser.add_argument("--epochs", type=int, default=12, help="passes over the images"),
+        extend=lambda parser: parser.add_argument(
+            "--epochs", type=at_least(1), default=12, help="passes over the images"
+        ),
     )
     epochs = 1 if chosen.quick else chosen.epochs
     depths = (10,) if chosen.quick else (10, 20, 50, 100)
@@ -147,6 +149,10 @@ def report(record, norms, depths, probed) -> None:
     def deepest(name: str, kind: str) -> int:
         return max((depth for depth in depths if accuracy[name, kind, depth].min() >= GOOD), default=0)
 
+    def reached(name: str, kind: str) -> str:
+        median = np.median(accuracy[name, kind, probed])
+        return f"{kind}: trains up to {deepest(name, kind)} of {depths[-1]} layers, {median:.0%} at {probed}"
+
     hard = [depth for depth in depths if depth >= 50] or depths[-1:]
     for name, claim, expected in (
         ("none", "Without batch norm, training a very deep network is nearly impossible", False),
@@ -155,7 +161,7 @@ def report(record, norms, depths, probed) -> None:
         record.claim(
             claim,
             source="lesson 2, experiment 3",
-            measured="; ".join(f"{kind}: trains up to {deepest(name, kind)} of {depths[-1]} layers" for kind in KINDS),
+            measured="; ".join(reached(name, kind) for kind in KINDS),
             verdict="; ".join(f"{k}: {agrees([deepest(name, k) >= d for d in hard], expected)}" for k in KINDS),
         )
     record.claim(

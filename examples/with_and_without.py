@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from experiment import COLORS, middle, options, recording
+from experiment import COLORS, at_least, middle, options, recording
 from matplotlib import pyplot as plt
 from networks import Trainer, digits, perceptron, steps_to
 
@@ -36,7 +36,7 @@ def main() -> None:
         __doc__,
         "with_and_without",
         seeds=8,
-        extend=lambda parser: parser.add_argument("--steps", type=int, default=400, help="training steps, at most"),
+        extend=lambda parser: parser.add_argument("--steps", type=at_least(12), default=400, help="steps, at most"),
     )
     steps = 80 if chosen.quick else chosen.steps
     rates = np.logspace(-1.5, -0.5, 3) if chosen.quick else np.logspace(-2.5, 0.5, 10)

@@ -65,6 +65,10 @@ def test_with_the_norm_every_run_is_ahead_within_80_steps(results):
     means = {norm: column(content, "accuracy", norm=norm, network="relu").mean(1) for norm in ("none", "batch")}
     assert len(means["none"]) == 9  # two seeds and one for tuning, at three rates
     assert (means["batch"] > means["none"] + 0.02).all()
+    for row in content["rows"]:
+        looks = np.array(row.get("accuracy", [])) >= 0.95
+        three = [4 * (i + 1) for i in range(len(looks) - 2) if looks[i : i + 3].all()]
+        assert row.get("steps") == (three[0] if three else None)
 
 
 def test_init_scale_is_forgotten_only_with_the_norm(results):
@@ -115,9 +119,22 @@ def test_covariate_shift_the_norm_holds_inputs_and_noise_moves_them(results):
     assert (abs(moved["noisy"] - 1 / 3) < 0.1).all()
 
 
-def test_gradient_growth_refuses_what_is_too_shallow(tmp_path):
-    out = run("gradient_growth.py", "--depth", "20", cwd=tmp_path, code=1)
-    assert out == "gradient_growth: --depth must be at least 25, 15 are not counted; got 20.\n"
+@pytest.mark.parametrize(
+    ("name", "option", "low"),
+    [
+        ("covariate_shift", "--steps", 12),
+        ("gradient_growth", "--depth", 25),
+        ("init_scale", "--epochs", 1),
+        ("learning_rates", "--epochs", 1),
+        ("regularization", "--epochs", 1),
+        ("very_deep", "--epochs", 1),
+        ("with_and_without", "--steps", 12),
+    ],
+)
+def test_too_short_is_refused(name, option, low, tmp_path):
+    out = run(f"{name}.py", option, str(low - 1), cwd=tmp_path, code=2)
+    assert out.endswith(f"{name}.py: error: argument {option}: must be at least {low}; got {low - 1}\n")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("option", ["--content", "--style"])
