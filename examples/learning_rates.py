@@ -22,9 +22,7 @@ def main() -> None:
     chosen = options(
         __doc__,
         "learning_rates",
-        extend=lambda parser: parser.add_argument(
-            "--epochs", type=at_least(1), default=15, help="passes over the images"
-        ),
+        extend=lambda parser: parser.add_argument("--epochs", type=at_least(1), default=15, help="over the images"),
     )
     epochs = 2 if chosen.quick else chosen.epochs
     rates = np.logspace(-4, 1, 6 if chosen.quick else 21)
