@@ -49,6 +49,17 @@ def options(
     return chosen
 
 
+def at_least(low: int) -> Callable[[str], int]:
+    """For `type=` of an option: a whole number that is no smaller."""
+
+    def number(text: str) -> int:
+        if int(text) < low:
+            raise argparse.ArgumentTypeError(f"must be at least {low}; got {text}")
+        return int(text)
+
+    return number
+
+
 def machine() -> dict[str, str]:
     """What a number was measured with."""
     processor = platform.processor() or platform.machine()

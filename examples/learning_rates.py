@@ -10,7 +10,7 @@ in every seed. Leaves results.json and learning_rates.png in runs/learning_rates
 import jax.numpy as jnp
 import numpy as np
 import optax
-from experiment import COLORS, options, recording
+from experiment import COLORS, at_least, options, recording
 from matplotlib import pyplot as plt
 from networks import Trainer, digits, perceptron
 
@@ -22,7 +22,7 @@ def main() -> None:
     chosen = options(
         __doc__,
         "learning_rates",
-        extend=lambda parser: parser.add_argument("--epochs", type=int, default=15, help="passes over the images"),
+        extend=lambda parser: parser.add_argument("--epochs", type=at_least(1), default=15, help="over the images"),
     )
     epochs = 2 if chosen.quick else chosen.epochs
     rates = np.logspace(-4, 1, 6 if chosen.quick else 21)

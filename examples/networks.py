@@ -5,6 +5,9 @@ the rest; a run's numbers do not depend on its neighbours.
 """
 
 import functools
+import itertools
+import math
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -106,31 +109,50 @@ class Trainer:
       settings: a tree of arrays with a leading axis of runs; `network.init` and `optimizer` get one run's.
       optimizer: setting -> optax transformation.
       seed: of weights, batches and whatever else is random; run i uses its i-th key.
+      steps: how many make an epoch, each on images drawn without replacement; a pass over the images if None.
     """
 
-    def __init__(self, network: Network, data: Data, settings, *, optimizer, batch_size: int, seed: int = 0):
-        self.data, self.settings, self.batch_size = data, settings, batch_size
+    def __init__(
+        self, network: Network, data: Data, settings, *, optimizer, batch_size: int, seed: int = 0, steps=None
+    ):
+        self.data, self.settings, self.seed = data, settings, seed
+        self.batches = (steps or data.x.shape[1] // batch_size, batch_size)
         self.keys = jax.random.split(jax.random.key(seed), len(data.x))
-        self._epoch = compiled(_epoch, network, optimizer, batch_size, donate_argnums=0)
+        self._epoch = compiled(_epoch, network, optimizer, donate_argnums=0)
         self._evaluate = compiled(_evaluate, network)
         self.state = compiled(_start, network, optimizer)(self.keys, settings)
         self.epochs = 0
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.data.x.shape[1] // self.batch_size
+        return self.batches[0]
 
     def epoch(self) -> np.ndarray:
-        """One pass over the training data; returns the losses, [runs, steps]."""
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, self.epochs))(self.keys)
-        order = compiled(_shuffled, self.data.x.shape[1])(keys)
-        self.state, losses = self._epoch(self.state, order, keys, self.data, self.settings)
+        """One pass over the training data, or so many `steps`; returns the losses, [runs, steps]."""
+        self.state, losses = self._epoch(self.state, self._batches(), self.data, self.settings)
         self.epochs += 1
         return np.asarray(losses)
 
-    def evaluate(self) -> dict[str, np.ndarray]:
+    def step_seconds(self, repeats: int = 30) -> float:
+        """Seconds of one training step of all runs: the fastest epoch of several, without the shuffling."""
+        batches, seconds = self._batches(), []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            self.state, _ = jax.block_until_ready(self._epoch(self.state, batches, self.data, self.settings))
+            seconds.append(time.perf_counter() - start)
+        return min(seconds) / self.steps_per_epoch
+
+    def _batches(self):
+        """Indices and random keys of an epoch. Shuffled here: XLA takes seconds to compile a random permutation."""
+        shuffled = [np.random.default_rng([self.seed, self.epochs, i]) for i in range(len(self.keys))]
+        order = np.stack([rng.permutation(self.data.x.shape[1])[: math.prod(self.batches)] for rng in shuffled])
+        keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, self.epochs), self.batches[0]))(self.keys)
+        return order.reshape(-1, *self.batches), keys
+
+    def evaluate(self, train: bool = True) -> dict[str, np.ndarray]:
         """In inference mode: `loss` and `accuracy` on test images, `train_loss` and `train_accuracy`; each [runs]."""
-        return {name: np.asarray(value) for name, value in self._evaluate(self.state, self.data).items()}
+        data = self.data if train else self.data._replace(x=None, y=None)
+        return {name: np.asarray(value) for name, value in self._evaluate(self.state, data).items()}
 
 
 def _start(network, optimizer, key, setting):
@@ -138,14 +160,7 @@ def _start(network, optimizer, key, setting):
     return params, stats, optimizer(setting).init(params)
 
 
-def _shuffled(count, key):
-    return jax.random.permutation(key, count)
-
-
-def _epoch(network, optimizer, batch_size, state, order, key, data, setting):
-    steps = len(data.x) // batch_size
-    order = order[: steps * batch_size].reshape(steps, batch_size)
-
+def _epoch(network, optimizer, state, batches, data, setting):
     def step(state, batch):
         params, stats, opt_state = state
         indices, key = batch
@@ -158,24 +173,33 @@ def _epoch(network, optimizer, batch_size, state, order, key, data, setting):
         updates, opt_state = optimizer(setting).update(gradients, opt_state, params)
         return (optax.apply_updates(params, updates), stats, opt_state), value
 
-    return jax.lax.scan(step, state, (order, jax.random.split(key, steps)))
+    return jax.lax.scan(step, state, batches)
 
 
 def _evaluate(network, state, data):
     params, stats, _ = state
-    images, labels = jnp.concatenate([data.x_test, data.x]), jnp.concatenate([data.y_test, data.y])
-    logits, _ = network.apply(params, stats, images, False, None)
+    parts = [("", data.x_test, data.y_test)] + ([] if data.x is None else [("train_", data.x, data.y)])
+    logits, _ = network.apply(params, stats, jnp.concatenate([x for _, x, _ in parts]), False, None)
     result = {}
-    for prefix, part in (("", slice(len(data.x_test))), ("train_", slice(len(data.x_test), None))):
-        result[f"{prefix}loss"] = cross_entropy(logits[part], labels[part])
-        result[f"{prefix}accuracy"] = jnp.mean(logits[part].argmax(-1) == labels[part])
+    for prefix, x, y in parts:
+        part, logits = logits[: len(x)], logits[len(x) :]
+        result[f"{prefix}loss"] = cross_entropy(part, y)
+        result[f"{prefix}accuracy"] = jnp.mean(part.argmax(-1) == y)
     return result
+
+
+def steps_to(goal: float, curve: np.ndarray, every: int, looks: int = 3) -> int | None:
+    """Steps until a curve, looked at every so many steps, is at the goal for so many looks in a row; None for never."""
+    held = np.lib.stride_tricks.sliding_window_view(curve >= goal, looks).all(1)
+    return every * (1 + int(held.argmax())) if held.any() else None
 
 
 # -- a perceptron, the network of most experiments --------------------------------------------------------------------
 
 
-def perceptron(name: str, widths=(64, 100, 100, 100, 10), activation=jax.nn.relu, *, gain: float = 2.0) -> Network:
+def perceptron(
+    name: str, widths=(64, 100, 100, 100, 10), activation=jax.nn.relu, *, gain: float = 2.0, **norm_options
+) -> Network:
     """Dense layers, a norm by name between product and activation. Weights have variance gain / fan-in.
 
     A setting may hold `init_scale`, which multiplies every weight.
@@ -183,10 +207,13 @@ def perceptron(name: str, widths=(64, 100, 100, 100, 10), activation=jax.nn.relu
 
     def init(key, setting):
         layers, stats = [], []
-        keys = jax.random.split(key, len(widths) - 1)
-        for layer_key, a, b in zip(keys, widths[:-1], widths[1:], strict=True):
+        shapes = list(itertools.pairwise(widths))
+        # One draw for all, since XLA takes a second to compile each.
+        drawn = jax.random.normal(key, (sum(a * b for a, b in shapes),))
+        for a, b in shapes:
             params, statistics = init_norm(name, b)
-            kernel = jax.random.normal(layer_key, (a, b)) * jnp.sqrt(gain / a) * setting.get("init_scale", 1.0)
+            kernel, drawn = drawn[: a * b].reshape(a, b), drawn[a * b :]
+            kernel = kernel * jnp.sqrt(gain / a) * setting.get("init_scale", 1.0)
             layers.append({"kernel": kernel} | params)
             stats.append(statistics)
         layers[-1].pop("scale", None)
@@ -195,7 +222,7 @@ def perceptron(name: str, widths=(64, 100, 100, 100, 10), activation=jax.nn.relu
     def apply(params, stats, x, training, key):
         new = []
         for layer, layer_stats in zip(params[:-1], stats, strict=True):
-            x, layer_stats = norm(name, layer, layer_stats, x @ layer["kernel"], training)
+            x, layer_stats = norm(name, layer, layer_stats, x @ layer["kernel"], training, **norm_options)
             new.append(layer_stats)
             x = activation(x)
         return x @ params[-1]["kernel"] + params[-1]["bias"], new

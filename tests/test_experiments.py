@@ -3,16 +3,24 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_examples import run
 
 pytestmark = pytest.mark.full  # each trains for seconds: CI runs them
+
 # program: (how many rows for a seed, how many claims, how many tables)
 EXPERIMENTS = {
     "characters": (4, 3, 1),
+    "covariate_shift": (3, 3, 1),
+    "gradient_growth": (5, 1, 1),
+    "init_scale": (20, 2, 1),
     "placement": (7, 3, 2),
+    "regularization": (18, 3, 2),
     "style": (6, 1, 2),
+    "very_deep": (16, 3, 2),
     "which_norm": (6, 3, 1),
+    "with_and_without": (6, 3, 2),
 }
 
 
@@ -37,7 +45,7 @@ def test_quick_measures_every_case_and_judges(name, results):
     per_seed, claims, tables = EXPERIMENTS[name]
     content = results(name)
     for seed in (3, 4):
-        assert sum(row["seed"] == seed for row in content["rows"]) == per_seed
+        assert sum(row.get("seed") == seed for row in content["rows"]) == per_seed
     assert len(content["claims"]) == claims
     assert all(claim["verdict"] and claim["measured"] and claim["source"] for claim in content["claims"])
     assert len(content["tables"]) == tables
@@ -72,6 +80,88 @@ def test_style_instance_statistics_alone_give_the_styles_colours(results):
         assert (row["off"] < 0.1) == (row["norm"] == "instance")
         assert (row["light"] < 0.1) == (row["norm"] == "instance")
     assert len({tuple(row["style mean"]) for row in rows if row["content"] == "china"}) == 3  # whole, and two crops
+
+
+def column(content: dict, key: str, **where) -> np.ndarray:
+    rows = [row for row in content["rows"] if all(row.get(k) == v for k, v in where.items())]
+    return np.array([row[key] for row in rows if key in row])
+
+
+def test_with_the_norm_every_run_is_ahead_within_80_steps(results):
+    content = results("with_and_without")
+    means = {norm: column(content, "accuracy", norm=norm, network="relu").mean(1) for norm in ("none", "batch")}
+    assert len(means["none"]) == 9  # two seeds and one for tuning, at three rates
+    assert (means["batch"] > means["none"] + 0.02).all()
+    for row in content["rows"]:
+        looks = np.array(row.get("accuracy", [])) >= 0.95
+        three = [4 * (i + 1) for i in range(len(looks) - 2) if looks[i : i + 3].all()]
+        assert row.get("steps") == (three[0] if three else None)
+
+
+def test_init_scale_is_forgotten_only_with_the_norm(results):
+    content = results("init_scale")
+    small = {norm: column(content, "accuracy", norm=norm, scale=0.01, rate=0.1) for norm in ("none", "batch")}
+    assert (small["none"] < 0.2).all()
+    assert (small["batch"] > 0.7).all()
+
+
+def test_regularization_drops_out_in_training_only(results):
+    content = results("regularization")
+    for norm in ("none", "batch"):
+        loss = {drop: column(content, "train_loss", part="dropout", norm=norm, drop=drop) for drop in (0.0, 0.3)}
+        assert loss[0.3].mean() > 1.1 * loss[0.0].mean()  # harder to learn, judged without dropout
+    trained = {
+        norm: column(content, "train_accuracy", part="dropout", norm=norm, rate=0.1) for norm in ("none", "batch")
+    }
+    assert trained["batch"].min() > trained["none"].mean()
+
+
+def test_gradients_grow_as_the_theory_says(results):
+    growth = {
+        norm: np.median(column(results("gradient_growth"), "growth", norm=norm, width=128, batch=128))
+        for norm in ("none", "batch", "layer", "rms")
+    }
+    assert growth["batch"] == pytest.approx(np.sqrt(np.pi / (np.pi - 1)), rel=0.015)
+    assert growth["none"] == pytest.approx(1, rel=0.015)
+    assert growth["layer"] == pytest.approx(1, rel=0.05)
+    assert growth["rms"] == pytest.approx(1, rel=0.05)
+
+
+def test_very_deep_batch_norm_lets_gradients_grow_in_plain_networks_only(results):
+    ratios = {}
+    for norm in ("none", "batch"):
+        for kind in ("plain", "residual"):
+            gradients = column(results("very_deep"), "gradients", part="gradients", norm=norm, kind=kind)
+            ratios[norm, kind] = gradients[:, 0] / gradients[:, -1]
+    assert (ratios["batch", "plain"] > 3).all()  # 1.21 to the ninth is 5.6
+    assert (ratios["batch", "plain"] < 9).all()
+    assert (ratios["batch", "residual"] < 3).all()
+    assert (abs(np.log(ratios["none", "plain"])) < np.log(2)).all()
+
+
+def test_covariate_shift_the_norm_holds_inputs_and_noise_moves_them(results):
+    moved = {norm: column(results("covariate_shift"), "inputs", norm=norm) for norm in ("none", "batch", "noisy")}
+    assert (moved["batch"] < 0.2 * moved["none"]).all()
+    # Of two uniform numbers within 0.5 the mean distance is 1/3, over a deviation from 1 to 1.25.
+    assert (abs(moved["noisy"] - 1 / 3) < 0.1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "low"),
+    [
+        ("covariate_shift", "--steps", 12),
+        ("gradient_growth", "--depth", 25),
+        ("init_scale", "--epochs", 1),
+        ("learning_rates", "--epochs", 1),
+        ("regularization", "--epochs", 1),
+        ("very_deep", "--epochs", 1),
+        ("with_and_without", "--steps", 12),
+    ],
+)
+def test_too_short_is_refused(name, option, low, tmp_path):
+    out = run(f"{name}.py", option, str(low - 1), cwd=tmp_path, code=2)
+    assert out.endswith(f"{name}.py: error: argument {option}: must be at least {low}; got {low - 1}\n")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("option", ["--content", "--style"])
