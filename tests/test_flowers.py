@@ -221,6 +221,7 @@ def test_a_choice_matters_if_all_seeds_agree_beyond_the_noise():
     assert helps(None, 0.0) == 0
 
 
+@pytest.mark.full  # trains for seconds: CI runs it
 def test_quick_run_leaves_rows_tables_claims_and_picture(tmp_path):
     out = run("flowers.py", "--quick", "--seed", "5", cwd=tmp_path)
     assert "verdict" in out
