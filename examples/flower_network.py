@@ -5,6 +5,7 @@ weights, and several times slower inside `scan`. What is compiled depends on few
 """
 
 import functools
+import itertools
 import time
 from typing import Any, NamedTuple
 
@@ -47,8 +48,8 @@ class Choices(NamedTuple):
 class Network(nn.Module):
     """Three halvings of the image, a residual branch, the mean over space, one dense layer.
 
-    Its norms have momentum 0: they hand out each batch's own statistics, and `_step` averages them with several
-    momenta. Outside of an experiment write `momentum=0.9` and keep what comes back.
+    Its norms have momentum 0: they hand out each batch's own statistics, and `_gradients` averages them with
+    several momenta. Outside of an experiment write `momentum=0.9` and keep what comes back.
     """
 
     classes: int
@@ -66,10 +67,10 @@ class Network(nn.Module):
 
     def unit(self, x, features: int, training: bool, *, stride: int = 1, last: bool = False):
         """A convolution and what follows it. A branch's `last` leaves a closing ReLU to the sum."""
-        zeros = nn.initializers.zeros
+        zeros, he = nn.initializers.zeros, nn.initializers.variance_scaling(2.0, "fan_in", "normal")
         starts_at_zero, normalized = last and self.zero_last, self.order != "none"
-        he = zeros if starts_at_zero and not normalized else nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-        x = nn.Conv(features, (3, 3), (stride, stride), use_bias=not normalized, kernel_init=he)(x)
+        kernel = zeros if starts_at_zero and not normalized else he
+        x = nn.Conv(features, (3, 3), (stride, stride), use_bias=not normalized, kernel_init=kernel)(x)
         if self.order == "relu-norm":
             x = nn.relu(x)
         if normalized:
@@ -104,11 +105,10 @@ def train(data: Data, choices: Choices, *, epochs: int, seed: int) -> Run:
     per_epoch = len(data.x) // BATCH
     total, pause = epochs * per_epoch, max(1, per_epoch // EVALUATIONS)
     losses, seconds, start = [], 0.0, time.perf_counter()
-    for i, (batch, rate) in enumerate(
-        zip(_batches(data, epochs, seed), _rates(choices, total, per_epoch), strict=True)
-    ):
+    rates = _rates(choices, total, per_epoch)
+    for i, batch in enumerate(_batches(data, epochs, seed)):
         gradients, averages, loss = _gradients(network, params, averages, data.x[batch], data.y[batch])
-        params, memory = _update(choices.optimizer, choices.spare_norms, params, memory, gradients, rate)
+        params, memory = _update(choices.optimizer, choices.spare_norms, params, memory, gradients, rates[i])
         losses.append(loss)
         if (i + 1) % pause == 0 or i + 1 == total:
             jax.block_until_ready(params)
@@ -130,8 +130,7 @@ def accuracy(network: Network, params, stats, data: Data) -> float:
 
 def recalibrated(run: Run, data: Data):
     """Running statistics of the final weights: pooled moments of training batches, instead of a moving average."""
-    count = min(RECALIBRATION, len(data.x) // BATCH)
-    batches = (data.x[i * BATCH :][:BATCH] for i in range(count))
+    batches = (data.x[batch] for batch in itertools.islice(_batches(data, 1, seed=0), RECALIBRATION))
     pooled = jn.recalibrate(functools.partial(_moments, run.network, run.params, run.averages[0]), batches)
     return jax.tree.map(lambda m: {"mean": m.mean, "var": m.var}, pooled, is_leaf=lambda m: isinstance(m, jn.Moments))
 

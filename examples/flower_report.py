@@ -14,6 +14,7 @@ USABLE = 0.9  # of the network's best accuracy
 
 STRATEGY = {"part": "main", "name": "strategy"}  # the rows of its seeds
 NO_NORMS = {"part": "main", "name": "no norms"}
+PATIENT = {"part": "longer"}
 
 
 class Change(NamedTuple):
@@ -25,10 +26,10 @@ class Change(NamedTuple):
     saved: np.ndarray | None  # steps to the target; None where training is the same
 
 
-def report(record, data, names, *, target: float, ablations: dict[str, str], averages: tuple[str, ...]) -> None:
-    """`ablations` maps a choice to its alternative; `averages` are statistics to judge by, the strategy's first."""
+def report(record, data, names, *, target: float, longer: int, ablations, averages: tuple[str, ...]) -> None:
+    """`ablations` are choices and their alternatives; `averages` are statistics to judge by, the strategy's first."""
     decades = _rates(record)
-    _compare(record, target, decades)
+    _compare(record, target, longer, decades)
     changes = _changes(record, ablations, averages)
     _answer(record, target, _choices(record, changes))
     _picture(record, data, names, target, changes)
@@ -37,10 +38,6 @@ def report(record, data, names, *, target: float, ablations: dict[str, str], ave
 def _steps(record, **where) -> np.ndarray:
     """Steps to the target; infinite where it was not reached."""
     return np.array([np.inf if steps is None else steps for steps in record.values("steps_to_target", **where)], float)
-
-
-def _times(record) -> list[int]:
-    return list(dict.fromkeys(row["times"] for row in record.rows if row["part"] == "longer"))
 
 
 def _span(values: np.ndarray, form: str = "{:.0f}", endless: str = "never") -> str:
@@ -67,9 +64,8 @@ def _rates(record) -> dict[str, float]:
     return decades
 
 
-def _compare(record, target: float, decades: dict[str, float]) -> None:
-    groups = {"strategy": STRATEGY, "no norms": NO_NORMS}
-    groups |= {f"no norms, {times} x the epochs": {"part": "longer", "times": times} for times in _times(record)}
+def _compare(record, target: float, longer: int, decades: dict[str, float]) -> None:
+    groups = {"strategy": STRATEGY, "no norms": NO_NORMS, f"no norms, {longer} x the epochs": PATIENT}
     steps = {name: _steps(record, **where) for name, where in groups.items()}
     arrived = {name: f"{np.isfinite(values).sum()} of {len(values)}" for name, values in steps.items()}
     spikes = {name: _spikes(record, **where) for name, where in groups.items()}
@@ -83,7 +79,15 @@ def _compare(record, target: float, decades: dict[str, float]) -> None:
             (name, how, arrived[name], _span(steps[name]), _span(seconds, "{:.1f}"), final, f"{spikes[name]:.1f}")
         )
     goal = f"{target:.0%}"
-    columns = ("network", "optimizer", "converged", f"steps to {goal}", f"seconds to {goal}", "accuracy", "worst spike")
+    columns = (
+        "network",
+        "optimizer",
+        "converged",
+        f"steps to {goal}",
+        f"seconds to {goal}",
+        "accuracy",
+        "worst spike, nats",
+    )
     record.table("each network at its best: median and range of the seeds", columns, rows)
     record.claim(
         "Batch norm gives the fastest training",
@@ -100,8 +104,8 @@ def _compare(record, target: float, decades: dict[str, float]) -> None:
     record.claim(
         "Batch norm gives the most stable training",
         source="lesson 1, the flower challenge",
-        measured=f"seeds that converge: {arrived['strategy']} with it, {arrived['no norms']} without; worst loss spike "
-        f"{spikes['strategy']:.1f} and {spikes['no norms']:.1f} times the loss before; usable learning rates "
+        measured=f"seeds that converge: {arrived['strategy']} with it, {arrived['no norms']} without; worst rise of a "
+        f"batch's loss {spikes['strategy']:.1f} and {spikes['no norms']:.1f} nats; usable learning rates "
         f"{decades['strategy']:.1f} decades, and {tuned:.1f} for the most tolerant network without",
         verdict="yes" if all(better) else f"in {sum(better)} of 3 measures",
     )
@@ -126,8 +130,8 @@ def _faster(with_norms: float, *without: float) -> str:
 
 def _changes(record, ablations, averages) -> list[Change]:
     changes = []
-    for choice, instead in ablations.items():
-        changed = {"part": "ablation", "name": choice}
+    for choice, instead in ablations:
+        changed = {"part": "ablation", "name": choice, "instead": instead}
         seeds = record.values("seed", **changed)
         same = [STRATEGY | {"seed": int(seed)} for seed in seeds]
         accuracy = np.concatenate([record.values("final", **where) for where in same])
@@ -135,11 +139,11 @@ def _changes(record, ablations, averages) -> list[Change]:
         never = np.isinf(before) & np.isinf(after)
         saved = np.subtract(after, before, where=~never, out=np.zeros(len(seeds)))
         changes.append(Change(choice, instead, accuracy - record.values("final", **changed), saved))
-    judged = record.values("averages", **STRATEGY)
-    for average in averages[1:]:
-        gained = np.array([row[averages[0]] - row[average] for row in judged])
-        changes.append(Change("recalibration", f"running average, momentum {average}", gained, None))
-    return changes
+    recalibrated, chosen, *others = averages
+    judged = {name: np.array([row[name] for row in record.values("averages", **STRATEGY)]) for name in averages}
+    changes += [Change(f"momentum {chosen}", other, judged[chosen] - judged[other], None) for other in others]
+    gained = judged[recalibrated] - judged[chosen]
+    return [*changes, Change("recalibration", f"the average of momentum {chosen}", gained, None)]
 
 
 def helps(gain: np.ndarray | None, noise: float) -> int:
@@ -203,14 +207,16 @@ def _picture(record, data, names, target: float, changes: list[Change]) -> None:
         color = COLORS[0] if name == STRATEGY["name"] else COLORS[1]
         rates.plot(*row, color=color, marker=marker, markersize=4, label=name, linewidth=1)
     rates.set(xscale="log", xlabel="highest learning rate", ylabel="accuracy at the end", title="every learning rate")
-    rates.legend(fontsize="small")
+    rates.set_ylim(0, 1.3)  # room for the legend
+    rates.legend(fontsize="small", loc="upper left")
     for place, change in enumerate(reversed(changes)):
         choices.plot(100 * change.accuracy, np.full(len(change.accuracy), place), "o", color=COLORS[0], alpha=0.4)
     labels = [f"{change.choice},\nnot {change.instead}" for change in reversed(changes)]
     choices.set_yticks(range(len(changes)), labels, fontsize="small")
     choices.set_xscale("symlog", linthresh=1)
     choices.axvline(0, color="gray", linewidth=0.8)
-    choices.set(xlabel="points of accuracy gained", title="what each choice brings, seed by seed")
+    choices.set(xlabel="points of accuracy gained", title="each choice, seed by seed")
+    choices.xaxis.set_major_formatter("{x:g}")
     shown = range(min(10, len(names)))
     for axes, (row, label) in zip(
         lower.subplots(2, len(shown)).flat, [(row, label) for row in range(2) for label in shown], strict=True
@@ -230,9 +236,11 @@ def _by_name(record) -> dict[str, tuple]:
 
 
 def _draw_curves(record, axes, target: float) -> None:
-    groups = [(STRATEGY, COLORS[0], "-", "strategy"), (NO_NORMS, COLORS[1], "-", "no norms")]
-    for times, line in zip(_times(record), ("--", ":"), strict=True):
-        groups.append(({"part": "longer", "times": times}, COLORS[1], line, f"no norms, {times} x the epochs"))
+    groups = (
+        (STRATEGY, COLORS[0], "-", "strategy"),
+        (NO_NORMS, COLORS[1], "-", "no norms"),
+        (PATIENT, COLORS[1], "--", "no norms, more epochs"),
+    )
     for where, color, line, label in groups:
         steps, accuracy = record.values("steps", **where)[0], record.values("accuracy", **where)
         axes.fill_between(steps, accuracy.min(0), accuracy.max(0), color=color, alpha=0.2, linewidth=0)

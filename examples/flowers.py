@@ -17,18 +17,23 @@ Every choice is changed alone and run with the first five seeds. It mattered if 
 exceeds the standard deviation of the strategy's seeds. Momentum and recalibration do not touch training, so each run
 keeps several averages of its own and is judged with each of them.
 
-The network without norms is tuned too: every rate of the sweep with SGD from He's weights, with SGD from a branch that
-ends in zeros (the heart of Fixup, arXiv:1901.09321), and with Adam. All runs of the sweep have as many epochs as the
-others, and each network then runs at its best. As that is short for it, it also gets two and four times the epochs.
+Both networks are tuned: the best learning rate is the one with the fewest steps to 95%, or else with the highest
+accuracy. The strategy has one seed at each of six rates. The network without norms has that for three ways to train it:
+SGD from He's weights, SGD with a last convolution of the branch that starts at zero (the heart of Fixup,
+arXiv:1901.09321), and Adam; the best rate of each way gets two more seeds, and the highest median accuracy wins. All of
+this has as many epochs as the runs that follow. As they are few for it, the network without norms is tuned again with
+three times the epochs, and at its best there gets three seeds.
 
-A seed converges if its network reaches 95% of the test images before its epochs are over. A spike is the loss of a
-batch over the median of the 20 before it. A learning rate is usable if it reaches nine tenths of the network's best.
+A seed converges if its network reaches 95% of the test images before its epochs are over. A spike is how far the loss
+of a batch rises above the median of the 20 before it. A learning rate is usable if it reaches nine tenths of the
+network's best accuracy.
 
 Images are generated (`flower_images.py`), or your own: `--data FOLDER` takes a folder of class folders, or Oxford 102
 Flowers as published (jpg/, imagelabels.mat, setid.mat). Leaves results.json and flowers.png in runs/flowers/. Source:
 lesson 1, the ultimate challenge at its end.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -41,22 +46,25 @@ from flower_report import report
 
 TARGET = 0.95
 PAIRED = 5  # seeds of each ablation
-LONGER = (2, 4)  # times the epochs, for the network without norms
+FEW = 3  # seeds of whatever else is not the main comparison
+LONGER = 3  # times the epochs, for the network without norms
 WINDOW = 20  # batches that a spike is compared with
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of SGD; Adam's are a hundredth
+LIKELY = RATES[1:4]  # for longer and for quick runs
 
 STRATEGY = Choices()
-TUNED = {
-    "strategy": STRATEGY,
+WITHOUT = {
     "no norms": Choices(order="none", zero_last=False),
     "no norms, zero branch": Choices(order="none"),
     "no norms, Adam": Choices(order="none", zero_last=False, optimizer="adam"),
 }
-ABLATIONS = {
-    "norm before ReLU": ("after it", {"order": "relu-norm"}),
-    "last scale from zero": ("from one", {"zero_last": False}),
-    "decay spares norms": ("decays all", {"spare_norms": False}),
-    "warm-up": ("none", {"warm_up": 0.0}),
+# A choice and its alternative, as a change of the strategy.
+ABLATIONS: dict[tuple[str, str], Callable[[Choices], Choices]] = {
+    ("norm before ReLU", "after it"): lambda s: s._replace(order="relu-norm"),
+    ("norm before ReLU", "after it, at 0.3 of the rate"): lambda s: s._replace(order="relu-norm", rate=0.3 * s.rate),
+    ("last scale from zero", "from one"): lambda s: s._replace(zero_last=False),
+    ("decay spares norms", "shrinks them too"): lambda s: s._replace(spare_norms=False),
+    ("warm-up", "none"): lambda s: s._replace(warm_up=0.0),
 }
 AVERAGES = ("recalibrated", *map(str, MOMENTA))
 
@@ -77,7 +85,7 @@ def load(chosen) -> tuple[Data, list[str]]:
         if chosen.images < BATCH:
             raise ValueError(f"--images must be at least {BATCH}, one batch; got {chosen.images}.")
         images = partial(flowers, size=chosen.size or 24)
-        train_count, tests = (640, 200) if chosen.quick else (chosen.images, 2000)
+        train_count, tests = (640, 200) if chosen.quick else (chosen.images, 1000)
         return Data(*images(chosen.seed, train_count), *images(10**6 + chosen.seed, tests)), [s.name for s in SPECIES]
     *arrays, names = photographs(chosen.data, chosen.size or 64, chosen.seed)
     if len(arrays[0]) < BATCH:
@@ -95,34 +103,46 @@ def main() -> None:
         raise SystemExit(f"flowers: {error}") from None
     epochs = 1 if chosen.quick else chosen.epochs
     seeds = range(chosen.seed, chosen.seed + chosen.seeds)
-    rates = RATES[1:4] if chosen.quick else RATES
-    paired, few = seeds[:PAIRED], seeds[:3]
-    runs = len(TUNED) * len(rates) + 2 * len(seeds) + len(ABLATIONS) * len(paired) + len(LONGER) * len(few)
-    with recording("flowers", chosen, runs) as record:
-        best = {}
-        for name, choices in TUNED.items():
-            for rate in rates:
-                rate = rate / 100 if choices.optimizer == "adam" else rate
-                tried = choices._replace(rate=rate)
-                row = measure(record, data, tried, epochs, chosen.seed, part="sweep", name=name)
-                if name not in best or row["final"] > best[name][0]:
-                    best[name] = row["final"], tried
-        without = max((best[name] for name in TUNED if name != "strategy"), key=lambda pair: pair[0])[1]
-        strategy = best["strategy"][1]
+    rates, few, paired = LIKELY if chosen.quick else RATES, seeds[:FEW], seeds[:PAIRED]
+    tuning = (1 + len(WITHOUT)) * len(rates) + len(WITHOUT) * (len(few) - 1 + len(LIKELY))
+    with recording("flowers", chosen, tuning + 2 * len(seeds) + len(few) + len(ABLATIONS) * len(paired)) as record:
+        do = partial(measure, record, data)
+        for name, choices in {"strategy": STRATEGY, **WITHOUT}.items():
+            for tried in at(rates, choices):
+                do(tried, epochs, chosen.seed, part="sweep", name=name)
+        strategy = best(record, part="sweep", name="strategy")
+        finalists = [best(record, part="sweep", name=name) for name in WITHOUT]
+        for name, finalist in zip(WITHOUT, finalists, strict=True):
+            for seed in few[1:]:
+                do(finalist, epochs, seed, part="playoff", name=name)
+        without = max(finalists, key=lambda choices: np.median(record.values("final", **choices._asdict())))
         for seed in seeds:
-            measure(record, data, strategy, epochs, seed, part="main", name="strategy")
-            measure(record, data, without, epochs, seed, part="main", name="no norms")
-        for times in LONGER:
-            for seed in few:
-                measure(record, data, without, epochs * times, seed, part="longer", name="no norms", times=times)
-        for name, (_, change) in ABLATIONS.items():
+            do(strategy, epochs, seed, part="main", name="strategy")
+            do(without, epochs, seed, part="main", name="no norms")
+        for name, choices in WITHOUT.items():
+            for tried in at(LIKELY, choices):
+                do(tried, epochs * LONGER, chosen.seed, part="longer sweep", name=name)
+        patient = best(record, part="longer sweep")
+        for seed in few:
+            do(patient, epochs * LONGER, seed, part="longer", name="no norms")
+        for (choice, instead), change in ABLATIONS.items():
             for seed in paired:
-                measure(record, data, strategy._replace(**change), epochs, seed, part="ablation", name=name)
-        alternatives = {name: instead for name, (instead, _) in ABLATIONS.items()}
-        report(record, data, names, target=TARGET, ablations=alternatives, averages=AVERAGES)
+                do(change(strategy), epochs, seed, part="ablation", name=choice, instead=instead)
+        report(record, data, names, target=TARGET, longer=LONGER, ablations=list(ABLATIONS), averages=AVERAGES)
 
 
-def measure(record, data: Data, choices: Choices, epochs: int, seed: int, **what) -> dict:
+def at(rates: Sequence[float], choices: Choices) -> list[Choices]:
+    return [choices._replace(rate=rate / 100 if choices.optimizer == "adam" else rate) for rate in rates]
+
+
+def best(record, **where) -> Choices:
+    """The choices that reach the target first, or else come closest, of these rows."""
+    rows = [row for row in record.rows if all(row.get(key) == value for key, value in where.items())]
+    row = max(rows, key=lambda row: (-(row["steps_to_target"] or np.inf), row["final"]))
+    return Choices(**{key: row[key] for key in Choices._fields})
+
+
+def measure(record, data: Data, choices: Choices, epochs: int, seed: int, **what) -> None:
     """One training, as a row."""
     run = train(data, choices, epochs=epochs, seed=seed)
     judged = {}
@@ -144,7 +164,6 @@ def measure(record, data: Data, choices: Choices, epochs: int, seed: int, **what
         spike=spike(run.losses),
     )
     record.advance(f"{what['part']}: {what['name']}")
-    return record.rows[-1]
 
 
 def reached(steps: list[int], accuracy: list[float]) -> float | None:
@@ -156,10 +175,11 @@ def reached(steps: list[int], accuracy: list[float]) -> float | None:
 
 
 def spike(losses: list[float]) -> float | None:
-    """The worst batch loss over the median of those before it; None if a loss is not finite."""
-    before = np.lib.stride_tricks.sliding_window_view(losses, WINDOW)[:-1] if len(losses) > WINDOW else np.ones((0, 1))
-    worst = np.max(losses[WINDOW:] / np.median(before, axis=1), initial=1.0)
-    return float(worst) if np.isfinite(losses).all() else None
+    """How far a batch's loss rises above the median of those before it, in nats; None if a loss is not finite."""
+    if not np.isfinite(losses).all():
+        return None
+    rises = [losses[i] - np.median(losses[i - WINDOW : i]) for i in range(WINDOW, len(losses))]
+    return float(max(rises, default=0.0))
 
 
 if __name__ == "__main__":

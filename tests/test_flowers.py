@@ -1,0 +1,276 @@
+"""The flower challenge: its images, its loader, its verdicts, and that it runs."""
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+from sklearn.linear_model import LogisticRegression
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+from flower_folders import photographs  # noqa: E402
+from flower_images import SPECIES, flowers  # noqa: E402
+from flower_report import helps  # noqa: E402
+from flowers import load, reached, spike  # noqa: E402
+from test_examples import run  # noqa: E402
+
+# -- generated images -------------------------------------------------------------------------------------------------
+
+
+def test_flowers_are_decided_by_the_seed():
+    images, labels = flowers(3, 700)  # more than one chunk
+    again, same_labels = flowers(3, 700)
+    np.testing.assert_array_equal(images, again)
+    np.testing.assert_array_equal(labels, same_labels)
+    assert images.shape == (700, 24, 24, 3)
+    assert images.dtype == np.float32
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert np.bincount(labels).tolist() == [70] * len(SPECIES)
+    assert np.abs(flowers(4, 700)[0] - images).mean() > 0.05
+    assert len(np.unique(images.round(3), axis=0)) == 700  # chunks do not repeat each other
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # stopped early, which helps it
+def test_color_and_light_do_not_tell_species():
+    """Whatever a linear model sees is shape, and it cannot use that either."""
+    (x, y), (x_test, y_test) = flowers(0, 1500), flowers(1, 500)
+    colors = LogisticRegression(max_iter=300).fit(x.mean((1, 2)), y)
+    assert colors.score(x_test.mean((1, 2)), y_test) < 0.25
+    pixels = LogisticRegression(max_iter=15).fit(x.reshape(len(x), -1), y)
+    assert pixels.score(x_test.reshape(len(x_test), -1), y_test) < 0.5
+
+
+def test_size_changes_nothing_but_the_pixels():
+    """One chunk has the same random numbers up to its noise, which comes last."""
+    small, labels = flowers(0, 100, 16)
+    large, same = flowers(0, 100, 48)
+    np.testing.assert_array_equal(labels, same)
+    shrunk = large.reshape(100, 16, 3, 16, 3, 3).mean((2, 4))
+    assert np.abs(shrunk - small).mean() < 0.05
+    assert np.abs(shrunk[1:] - small[:-1]).mean() > 0.15
+
+
+# -- photographs ------------------------------------------------------------------------------------------------------
+
+
+def photograph(path: Path, color: tuple[int, int, int], size=(40, 30)) -> None:
+    """A frame of black at the long ends, which the square cut takes away."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", size)
+    image.paste(color, ((size[0] - size[1]) // 2, 0, (size[0] + size[1]) // 2, size[1]))
+    image.save(path, quality=95)
+
+
+COLORS = [(200, 20, 20), (20, 200, 20), (20, 20, 200)]
+
+
+@pytest.fixture
+def classes(tmp_path) -> Path:
+    for name, color, count in (("rose", COLORS[0], 10), ("daisy", COLORS[1], 2), ("aster", COLORS[2], 4)):
+        for i in range(count):
+            photograph(tmp_path / "flowers" / name / f"{i}.JPG", color)
+    (tmp_path / "flowers" / "rose" / "notes.txt").write_text("not an image")
+    (tmp_path / "flowers" / ".cache").mkdir()
+    return tmp_path / "flowers"
+
+
+@pytest.fixture
+def oxford(tmp_path) -> Path:
+    """Image 1 is of class 1, images 2 to 4 of class 7, and so on; the large part is tstid."""
+    folder, labels = tmp_path / "oxford", np.array([1, 7, 7, 7, 1, 1, 7, 1])
+    for number, label in enumerate(labels, 1):
+        photograph(folder / "jpg" / f"image_{number:05d}.jpg", COLORS[0 if label == 1 else 1])
+    savemat(folder / "imagelabels.mat", {"labels": labels[None]})
+    savemat(folder / "setid.mat", {"trnid": [[1]], "valid": [[2]], "tstid": [[8, 3, 4, 5, 6, 7]]})
+    return folder
+
+
+def check_colors(x, y, colors):
+    inside = x[:, 1:-1, 1:-1]  # JPEG mixes colours at the frame
+    expected = np.broadcast_to(np.array(colors)[y][:, None, None] / 255, inside.shape)
+    np.testing.assert_allclose(inside, expected, atol=0.05)
+
+
+def test_class_folders(classes):
+    x, y, x_test, y_test, names = photographs(classes, 8, seed=0)
+    assert names == ["aster", "daisy", "rose"]
+    assert x.shape[1:] == (8, 8, 3)
+    assert x.dtype == np.float32
+    assert np.bincount(y).tolist() == [3, 1, 8]
+    assert np.bincount(y_test).tolist() == [1, 1, 2]
+    check_colors(x, y, [COLORS[2], COLORS[1], COLORS[0]])
+    check_colors(x_test, y_test, [COLORS[2], COLORS[1], COLORS[0]])
+
+
+def test_oxford_layout_learns_from_the_large_part(oxford):
+    x, y, x_test, y_test, names = photographs(oxford, 8, seed=0)
+    assert names == ["class 1", "class 7"]
+    assert y.tolist() == [0, 1, 1, 0, 0, 1]
+    assert y_test.tolist() == [0, 1]
+    check_colors(x, y, COLORS[:2])
+    check_colors(x_test, y_test, COLORS[:2])
+
+
+def lonely(folder):
+    photograph(folder / "tulip" / "only.jpg", (1, 2, 3))
+    return "two images of a class.*got 1 in .*tulip"
+
+
+def scribbled(folder):
+    (folder / "aster" / "2.JPG").write_bytes(b"no picture")
+    return "must be readable; .*aster/2.JPG is not"
+
+
+def halved(folder):
+    path = folder / "rose" / "3.JPG"
+    path.write_bytes(path.read_bytes()[:300])
+    return "must be readable; .*rose/3.JPG is not"
+
+
+@pytest.mark.parametrize("damage", [lonely, scribbled, halved])
+def test_errors_of_class_folders(classes, damage):
+    message = damage(classes)
+    with pytest.raises(ValueError, match=message):
+        photographs(classes, 8, seed=0)
+
+
+def without_labels(folder):
+    (folder / "imagelabels.mat").unlink()
+    return "imagelabels.mat is missing"
+
+
+def without_an_image(folder):
+    (folder / "jpg" / "image_00004.jpg").unlink()
+    return "must be readable; .*image_00004.jpg is not"
+
+
+def with_a_broken_split(folder):
+    (folder / "setid.mat").write_bytes(b"MATLAB?")
+    return "setid.mat must be a MATLAB file that holds `tstid`"
+
+
+def with_a_part_missing(folder):
+    savemat(folder / "setid.mat", {"tstid": [[3, 4, 5]], "trnid": [[1, 2]]})
+    return "setid.mat must be a MATLAB file that holds `valid`"
+
+
+def with_a_number_too_large(folder):
+    savemat(folder / "setid.mat", {"trnid": [[1]], "valid": [[2]], "tstid": [[3, 9, 5]]})
+    return "from 1 to 8, the labels in .*imagelabels.mat; got 9 in .*setid.mat"
+
+
+def with_an_untested_class(folder):
+    savemat(folder / "setid.mat", {"trnid": [[2]], "valid": [[3]], "tstid": [[1, 4, 5]]})
+    return "class 1 has no image to test in .*setid.mat"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        without_labels,
+        without_an_image,
+        with_a_broken_split,
+        with_a_part_missing,
+        with_a_number_too_large,
+        with_an_untested_class,
+    ],
+)
+def test_errors_of_the_oxford_layout(oxford, damage):
+    message = damage(oxford)
+    with pytest.raises(ValueError, match=message):
+        photographs(oxford, 8, seed=0)
+
+
+def test_a_missing_folder_and_an_empty_one(tmp_path):
+    with pytest.raises(ValueError, match=r"must be a folder of photographs; got .*nowhere"):
+        photographs(tmp_path / "nowhere", 8, seed=0)
+    with pytest.raises(ValueError, match=f"got 0 folders in {tmp_path}"):
+        photographs(tmp_path, 8, seed=0)
+
+
+# -- the program ------------------------------------------------------------------------------------------------------
+
+
+def test_when_the_target_is_reached():
+    assert reached([10, 20, 30], [0.5, 0.9, 1.0]) == pytest.approx(25)
+    assert reached([10, 20, 30], [0.5, 0.96, 0.9]) == pytest.approx(10 + 10 * 45 / 46)
+    assert reached([10, 20], [0.96, 0.97]) == 10
+    assert reached([10, 20], [0.5, 0.94]) is None
+
+
+def test_a_spike_is_measured_against_the_batches_before_it():
+    losses = [2.0] * 25 + [1.0] * 25
+    assert spike([*losses, 4.0]) == pytest.approx(3)
+    assert spike([*losses[:25], 6.0]) == pytest.approx(4)
+    assert spike([9.0] * 5) == 0
+    assert spike([*losses, np.nan]) is None
+
+
+def test_a_choice_matters_if_all_seeds_agree_beyond_the_noise():
+    assert helps(np.array([2.0, 3.0, 4.0]), 1.0) == 1
+    assert helps(np.array([-2.0, -3.0, -np.inf]), 1.0) == -1
+    assert helps(np.array([2.0, 3.0, -0.1]), 1.0) == 0  # one seed disagrees
+    assert helps(np.array([0.5, 0.6, 4.0]), 1.0) == 0  # within the noise
+    assert helps(None, 0.0) == 0
+
+
+@pytest.mark.full  # trains for seconds: CI runs it
+def test_quick_run_leaves_rows_tables_claims_and_picture(tmp_path):
+    out = run("flowers.py", "--quick", "--seed", "5", cwd=tmp_path)
+    assert "verdict" in out
+    folder = tmp_path / "runs/flowers"
+    assert (folder / "flowers.png").stat().st_size > 50_000
+    results = json.loads((folder / "results.json").read_text())
+    rows = results["rows"]
+    select = lambda **where: [r for r in rows if all(r.get(k) == v for k, v in where.items())]
+    assert len({(r["name"], r["rate"]) for r in select(part="sweep")}) == 12
+    for name in ("strategy", "no norms"):
+        assert [r["seed"] for r in select(part="main", name=name)] == [5, 6]
+    assert len(select(part="longer sweep")) == 9
+    assert [r["seed"] for r in select(part="longer")] == [5, 6]
+    assert len(select(part="ablation")) == 5 * 2
+    assert len(results["tables"]) == 3
+    assert len(results["claims"]) == 2 + 5 + 3 + 1
+    assert all(claim["verdict"] and claim["measured"] for claim in results["claims"])
+    # Momentum changes the averages: after ten steps, 0.999 still has initial values. Without norms there are none.
+    averages = select(part="main", name="strategy")[0]["averages"]
+    assert set(averages) == {"recalibrated", "0.9", "0.99", "0.999"}
+    assert len(set(averages.values())) > 1
+    assert all(r["averages"] == {} for r in rows if r["order"] == "none")
+
+
+def test_an_error_is_one_line(tmp_path):
+    out = run("flowers.py", "--data", "nowhere", cwd=tmp_path, code=1)
+    assert out.strip() == "flowers: --data must be a folder of photographs; got nowhere, which is no folder."
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"images": 63}, "--images must be at least 64, one batch; got 63"),
+        ({"size": 4}, "--size must be at least 8.*got 4"),
+        ({"epochs": 0}, "--epochs must be at least 1; got 0"),
+    ],
+)
+def test_errors_of_options(wrong, message):
+    options = {"data": None, "size": None, "images": 640, "epochs": 1, "seed": 0, "quick": False}
+    with pytest.raises(ValueError, match=message):
+        load(Namespace(**(options | wrong)))
+
+
+def test_load_needs_a_batch_of_photographs(classes):
+    options = Namespace(data=classes, size=None, epochs=2, seed=0)
+    with pytest.raises(ValueError, match=r"64 images to learn from, one batch; got 12 in .*flowers"):
+        load(options)
+    for i in range(70):
+        photograph(classes / "aster" / f"more{i}.png", COLORS[2])
+    data, names = load(options)
+    assert data.x.shape == (60 + 1 + 8, 64, 64, 3)  # of 74 asters, 2 daisies and 10 roses a fifth is for testing
+    assert len(names) == 3
