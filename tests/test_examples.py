@@ -77,6 +77,7 @@ def statistics(checkpoint: Path) -> list[np.ndarray]:
     return [np.concatenate([leaf for path, leaf in paired if f"['{name}']" in path]) for name in ("mean", "var")]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["flax_linen", "flax_nnx"])
 def test_flax_quick_resumes_as_if_uninterrupted(name, tmp_path):
     out = run(f"{name}.py", "--quick", "--seed", "3", cwd=tmp_path)

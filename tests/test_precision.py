@@ -11,6 +11,7 @@ from table import Case
 import jaxnorm as jn
 
 OWN = [case for case in CORE if case.given is None]
+GIVEN = [case for case in CORE if case.given is not None]
 CENTRED = [case for case in OWN if case.center]
 DIMENSIONS = [(4096, 257), (31, 33, 64)]
 
@@ -78,7 +79,7 @@ def assert_finite(tree) -> None:
         assert np.isfinite(np.asarray(leaf, np.float32)).all()
 
 
-@pytest.mark.parametrize("case", having("epsilon", "zeros"), ids=str)
+@pytest.mark.parametrize("case", [row for row in having("epsilon", "zeros") if row not in GIVEN], ids=str)
 def test_half_precision_zeros_with_a_tiny_epsilon_stay_finite(case):
     """1e-12 is 0 in float16, and 0/0 would follow."""
     tiny = Case(**{**vars(case), "epsilon": 1e-12})
