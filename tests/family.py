@@ -56,7 +56,11 @@ def rows() -> list[Case]:
             return jn.batch_renorm(x, stats, scale, bias, training=True, r_max=limits[0], d_max=limits[1], **options)[0]
 
         formula = partial(formulas.renorm, feature=2, old_mean=mean, old_var=var, r_max=limits[0], d_max=limits[1])
-        lacks = {"complex": "complex x needs a complex state: test_domain.py", "zeros": "moves them by d"}
+        lacks = {
+            "complex": "complex x needs a complex state: test_domain.py",
+            "zeros": "moves them by d",
+            "second order": "r and d are constants of every derivative: the second is not the change of the first",
+        }
         cases.append(_row(jn.batch_renorm, renorm, formula, areas=batch, lacks=lacks, name=f"batch_renorm{limits}"))
 
     def centred(x, scale=None, bias=None, *, epsilon, **options):
