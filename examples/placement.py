@@ -35,8 +35,8 @@ WHERE = {RESNET: "ResNet", AFTER: "what the lessons say of it", RESNET_2: "ResNe
 PLACES = ("pre-norm", "post-norm")
 CASES = [(place, warm_up) for place in PLACES for warm_up in (True, False)]
 FEATURES, BLOCKS = 16, 4
-RATES = tuple(np.logspace(-2, 0.5, 6).round(3).tolist())
-TRANSFORMER_RATES = (1e-3, 2.5e-3, 6e-3, 1.5e-2, 4e-2)
+RATES = tuple(np.logspace(-2.5, 0.5, 7).round(3).tolist())
+TRANSFORMER_RATES = (1e-3, 2.5e-3, 6e-3, 1.5e-2, 4e-2, 1e-1)
 CONTEXT, BATCH = 32, 8
 POINT, NATS = 0.01, 0.02
 

@@ -75,10 +75,10 @@ def main() -> None:
     cells = [(name, size) for name in norms for size in sizes if name != "ghost" or size > GHOST]
     with recording("which_norm", chosen, len(cells)) as record:
         data = digits([seed for seed, _ in runs], (8, 8, 1), train=images)
-        rate = jnp.array([rate for _, rate in runs], jnp.float32)
+        base = jnp.array([rate for _, rate in runs], jnp.float32)
         networks = {name: pyramid(name) for name in norms}
         for name, size in cells:
-            settings = {"rate": rate * size / 32}
+            settings = {"rate": base * size / 32}
             trainer = Trainer(networks[name], data, settings, optimizer=sgd, batch_size=size, seed=chosen.seed)
             for _ in range(epochs):
                 trainer.epoch()
