@@ -17,6 +17,10 @@ independent as there are units to tell them apart, so width must exceed the batc
 
 Verdict: "yes" if, in the widest network, the median of the seeds is within 1% of the theory.
 
+Measured on two cores of an AMD EPYC, jax 0.10.2, November 2026, 5 seeds: 1.2099 (1.2080 to 1.2115) at width 1024 in
+batches of 256, 0.1% below the theory, and 1.16% below it at width 128 in batches of 512. Without a norm, with layer and
+with RMS norm gradients keep their size. So it is the batch in batch norm: 14,000 times in 50 layers.
+
 What it does to "even 50 layers train smoothly" (lesson 2, experiment 3) is measured by `very_deep.py`.
 """
 
