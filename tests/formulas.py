@@ -49,10 +49,10 @@ def gradient(formula: Callable, x, scale, bias, dy, where=None):
                 changed[index] += step
                 given = [changed if k == i else a for k, a in enumerate(arguments)]
                 with np.errstate(divide="ignore", invalid="ignore"):
-                    return np.sum(dy * np.where(valid, formula(*given, valid, **still), 0))
+                    return np.where(valid, formula(*given, valid, **still), 0)
 
-            h = np.longdouble(1e-3)
-            first, second, third = (moved(k * h) - moved(-k * h) for k in (1, 2, 3))
+            h = np.longdouble(1e-3)  # subtracted before they are summed: what does not move leaves no rounding
+            first, second, third = (np.sum(dy * (moved(k * h) - moved(-k * h))) for k in (1, 2, 3))
             slopes[index] = (45 * first - 9 * second + third) / (60 * h)
         results.append(slopes.astype(np.float64))
     return results

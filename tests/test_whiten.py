@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxnorm as jn
@@ -71,6 +72,10 @@ def test_devices_equal_one_device(method, rng):
     parts = jax.vmap(lambda x, w: run(x, w, "d"), axis_name="d")(x.reshape(4, 6, 4), where.reshape(4, 6, 1))
     assert_allclose(parts[0].reshape(x.shape), y, atol=2e-4)
     jax.tree.map(lambda a, b: assert_allclose(a[2], b, rtol=1e-5, atol=1e-5), parts[1], new)
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        split = jax.jit(run)(*jax.device_put((x, where), NamedSharding(mesh, PartitionSpec("d"))))
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-5, atol=2e-4), split, (y, new))
 
 
 @pytest.mark.parametrize("method", ["zca", *(pytest.param(m, marks=pytest.mark.full) for m in METHODS[1:])])

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import rules
@@ -167,13 +168,14 @@ def _whiten(
             residual, count = jnp.zeros_like(mean), stats.count
         d = (rules.visible(where, x) - mean) - residual
         d = rules.visible(where, d)
-        rows = _rows(d, feature, groups)  # [positions, groups, size]
+        rows = _rows(d, feature, groups)  # [..., groups, size]
         if stats is None:
-            products = jnp.einsum("ngi,ngj->gij", rows, rows, precision=lax.Precision.HIGHEST)
+            products = _products(rows)
             cov = total(products, area.axis_name, area.groups) / jnp.maximum(count, 1).astype(width)
         else:
             cov = stats.cov.astype(width)
-        y = _unmix(rows, cov, epsilon.astype(width), method, steps)
+        w = _whitening_matrix(cov, epsilon.astype(width), method, steps)
+        y = jnp.einsum("gij,...gj->...gi", w, rows, precision=lax.Precision.HIGHEST)
         y = rules.affine(_from_rows(y, d.shape, feature), scale, bias, offset, where)
         mean = jnp.squeeze(mean + residual, area.axes)
         return rules.visible(where, y).astype(dtype), (mean, cov, count)
@@ -181,31 +183,43 @@ def _whiten(
     return whitened(x, stats, scale, bias, jnp.asarray(epsilon), jnp.asarray(offset))
 
 
-def _unmix(rows: jax.Array, cov: jax.Array, epsilon: jax.Array, method: str, steps: int) -> jax.Array:
-    """W d for every row."""
-    eye = jnp.broadcast_to(jnp.eye(cov.shape[-1], dtype=cov.dtype), cov.shape)
+def _products(rows: jax.Array) -> jax.Array:
+    """The products of each group's features, summed over positions [groups, size, size]."""
+    positions, group = tuple(range(rows.ndim - 2)), (rows.ndim - 2,)
+    sharding = jax.typeof(rows).sharding
+    # Positions that lie on several devices of an explicit mesh: where their sum goes, a product must be told.
+    split = any(sharding.spec[a] is not None for a in positions)
+    return lax.dot_general(
+        rows,
+        rows,
+        ((positions, positions), (group, group)),
+        precision=lax.Precision.HIGHEST,
+        out_sharding=NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[group[0]])) if split else None,
+    )
+
+
+def _whitening_matrix(cov: jax.Array, epsilon: jax.Array, method: str, steps: int) -> jax.Array:
+    """W [groups, size, size]."""
+    eye = jnp.zeros_like(cov) + jnp.eye(cov.shape[-1], dtype=cov.dtype)[None]  # placed as cov is
     cov = cov + epsilon * eye
-    columns = jnp.moveaxis(rows, 0, -1)  # [groups, size, positions]
-    if method == "cholesky":
-        root = jnp.linalg.cholesky(cov)
-        y = lax.linalg.triangular_solve(root, columns, left_side=True, lower=True)
-    elif method == "zca":
-        y = jnp.linalg.solve(rules.matrix_sqrt(cov), columns)
-    else:
-        trace = jnp.trace(cov, axis1=-2, axis2=-1)[:, None, None]
-        scaled = cov / trace
-        product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-        # P^3 S = P (P Z) with Z = P S, iterated beside P: the same numbers but for rounding, which P alone amplifies.
-        p, z = eye, scaled
-        for _ in range(steps):
-            factor = 1.5 * eye - 0.5 * product(p, z)
-            p, z = product(factor, p), product(z, factor)
-        y = product(p / jnp.sqrt(trace), columns)
-    return jnp.moveaxis(y, -1, 0)
+    product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    if method != "newton":
+        root = jnp.linalg.cholesky(cov if method == "cholesky" else rules.matrix_sqrt(cov))
+        inverse = lax.linalg.triangular_solve(root, eye, left_side=True, lower=True)
+        return inverse if method == "cholesky" else product(inverse.mT, inverse)
+    trace = jnp.trace(cov, axis1=-2, axis2=-1)[:, None, None]
+    scaled = cov / trace
+    # P^3 S = P (P Z) with Z = P S, iterated beside P: the same numbers but for rounding, which P alone amplifies.
+    p, z = eye, scaled
+    for _ in range(steps):
+        factor = 1.5 * eye - 0.5 * product(p, z)
+        p, z = product(factor, p), product(z, factor)
+    return p / jnp.sqrt(trace)
 
 
 def _rows(x: jax.Array, feature: int, groups: int) -> jax.Array:
-    return jnp.moveaxis(x, feature, -1).reshape(-1, groups, x.shape[feature] // groups)
+    x = jnp.moveaxis(x, feature, -1)
+    return x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
 
 
 def _from_rows(rows: jax.Array, shape: Axes, feature: int) -> jax.Array:
