@@ -200,7 +200,7 @@ def _products(rows: jax.Array) -> jax.Array:
 
 def _whitening_matrix(cov: jax.Array, epsilon: jax.Array, method: str, steps: int) -> jax.Array:
     """W [groups, size, size]."""
-    eye = jnp.zeros_like(cov) + jnp.eye(cov.shape[-1], dtype=cov.dtype)[None]  # placed as cov is
+    eye = 0 * cov + jnp.eye(cov.shape[-1], dtype=cov.dtype)[None]  # batched and placed as cov is
     cov = cov + epsilon * eye
     product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
     if method != "newton":
