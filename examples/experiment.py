@@ -25,7 +25,8 @@ from rich.table import Table
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # apart for colour-blind eyes
+# Apart for colour-blind eyes.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f", "#8c510a")
 CONSOLE = Console()
 
 

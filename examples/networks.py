@@ -47,7 +47,9 @@ def digits(seeds: list[int], shape: tuple[int, ...] = (64,), train: int = 1347) 
 def init_norm(name: str, features: int):
     """Parameters and statistics; without a norm there is a bias, with one its scale and bias."""
     params = {"bias": jnp.zeros(features)} | ({} if name == "none" else {"scale": jnp.ones(features)})
-    return params, jn.RunningStats.init(features) if name in ("batch", "ghost") else None
+    if name in ("tanh", "erf"):
+        params |= {"alpha": jnp.full((), 0.5), "shift": jnp.zeros(())}
+    return params, jn.RunningStats.init(features) if name in ("batch", "ghost", "renorm") else None
 
 
 def norm(name: str, params, stats, x, training: bool, *, ghost_size: int = 8, momentum: float = 0.9):
@@ -58,6 +60,15 @@ def norm(name: str, params, stats, x, training: bool, *, ghost_size: int = 8, mo
         return jn.batch_norm(x, stats, scale, bias, training=training, momentum=momentum)
     if name == "ghost":
         return jn.batch_norm(x, stats, scale, bias, training=training, momentum=momentum, ghost_size=ghost_size)
+    if name == "renorm":
+        # From batch norm to the paper's limits within a hundred updates, which the state counts.
+        way = jnp.minimum(stats.count.mean() / 100, 1)
+        limits = {"r_max": 1 + 2 * way, "d_max": 5 * way}
+        return jn.batch_renorm(x, stats, scale, bias, training=training, momentum=momentum, **limits)
+    if name == "tanh":
+        return jn.dynamic_tanh(x, params["alpha"], scale, bias), stats
+    if name == "erf":
+        return jn.dynamic_erf(x, params["alpha"], params["shift"], scale, bias), stats
     if name == "layer":
         return jn.layer_norm(x, scale, bias), stats
     if name == "rms":

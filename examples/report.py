@@ -1,12 +1,14 @@
-"""Writes the README's tables of claims and measurements from what the experiments measured.
+"""Writes the tables and pictures of the READMEs from what the experiments measured.
 
     python examples/report.py [--run] [--collect] [NAME ...]
 
 Without options: README.md from examples/results/, which is under version control. `--collect` first takes the newest
 results and pictures from runs/; `--run` first runs the experiments themselves (NAME: only these), one after the other.
 
-In the README a comment `<!-- claims -->` is followed by the table of all claims, `<!-- table NAME -->` by the tables of
-one experiment; what stands between it and its `<!-- end -->` is replaced.
+In README.md and examples/README.md a comment `<!-- claims NAME ... -->` is followed by the table of these experiments'
+claims, `<!-- table NAME -->` by an experiment's tables, and so on; what stands before `<!-- end -->` is replaced.
+The pictures of the README come from the same runs: `--run` ends with the page of `distributions.py`, the picture of
+who shares statistics, and, where Chromium is installed, a photograph of the page.
 """
 
 import argparse
@@ -17,8 +19,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from jaxnorm.plots import sharing_picture
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "examples" / "results"
+PAGES = (ROOT / "README.md", ROOT / "examples" / "README.md")
 
 
 def row(cells) -> str:
@@ -40,15 +45,31 @@ def measured_with(content: dict) -> str:
     return f"{machine['device']}, Python {machine['python']}, jax {machine['jax']}, {machine['date']}; {seeds}"
 
 
-def claims(found: dict[str, dict]) -> str:
+def claims(found: dict[str, dict], names: list[str]) -> str:
+    """What is claimed of norms by someone else; an experiment's own choices are in its tables."""
+    listed = [(name, found[name]) for name in names]
     rows = [
         (claim["claim"], claim["source"], claim["measured"], f"**{claim['verdict']}**", f"`python examples/{name}.py`")
-        for name, content in found.items()
+        for name, content in listed
         for claim in content["claims"]
+        if not claim["source"].startswith("the strategy in ")
     ]
     table = markdown(("claim", "who says so", "measured here", "verdict", "command"), rows)
-    machines = sorted({measured_with(content).split(";")[0] for content in found.values() if content["claims"]})
-    return f"{table}\n\nMeasured on {'; '.join(machines)}. Ranges are over seeds."
+    machines = sorted({measured_with(content).split(";")[0] for _, content in listed})
+    return f"{table}\n\nMeasured on {'; '.join(machines)}. Medians; in brackets the range over seeds."
+
+
+def rules(found: dict[str, dict], names: list[str]) -> str:
+    """Lesson 1's rules of thumb, and what became of them."""
+    listed = [(name, claim) for name in names for claim in found[name]["claims"] if "lesson 1" in claim["source"]]
+    rows = [(claim["claim"], claim["verdict"], f"`python examples/{name}.py`") for name, claim in listed]
+    return markdown(("the lesson's rule", "does it hold here?", "command"), rows)
+
+
+def answer(content: dict) -> str:
+    """An experiment's last claim, as a sentence."""
+    claim = content["claims"][-1]
+    return f"Measured: {claim['measured']}. {claim['verdict'].capitalize()}."
 
 
 def tables(content: dict) -> str:
@@ -60,12 +81,18 @@ def written(text: str, found: dict[str, dict]) -> str:
     """The page with its generated parts made anew."""
 
     def part(match: re.Match) -> str:
-        what, _, name = match[1].partition(" ")
-        if what == "table" and name not in found:
-            raise SystemExit(f"report: README.md asks for results of {name!r}; got {sorted(found)}. Run it first.")
-        return f"<!-- {match[1]} -->\n{claims(found) if what == 'claims' else tables(found[name])}\n<!-- end -->"
+        what, *names = match[1].split()
+        missing = set(names) - set(found)
+        if missing:
+            raise SystemExit(
+                f"report: a page asks for results of {sorted(missing)}; got {sorted(found)}. Run them first."
+            )
+        whole = {"claims": claims, "rules": rules}
+        each = {"table": tables, "answer": answer}
+        made = whole[what](found, names) if what in whole else "\n\n".join(each[what](found[name]) for name in names)
+        return f"<!-- {match[1]} -->\n{made}\n<!-- end -->"
 
-    return re.sub(r"<!-- (claims|table \w+) -->\n.*?<!-- end -->", part, text, flags=re.DOTALL)
+    return re.sub(r"<!-- ((?:claims|rules|table|answer)(?: \w+)+) -->\n.*?<!-- end -->", part, text, flags=re.DOTALL)
 
 
 def collect(names: list[str]) -> None:
@@ -80,6 +107,19 @@ def collect(names: list[str]) -> None:
         picture = path.with_name(f"{content['name']}.png")
         if picture.exists():
             shutil.copy(picture, RESULTS)
+
+
+def pictures() -> None:
+    sharing_picture(RESULTS / "sharing.png")
+    subprocess.run([sys.executable, "examples/distributions.py"], cwd=ROOT, check=True)
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        print("report: no Chromium here; the photograph of the page stays as it is.")
+        return
+    page = (ROOT / "runs" / "distributions" / "index.html").as_uri() + "#layer=hidden+5&step=30"
+    flags = ["--headless=new", "--no-sandbox", "--hide-scrollbars", "--window-size=1200,1180"]
+    flags += ["--virtual-time-budget=5000", f"--screenshot={RESULTS / 'distributions.png'}"]
+    subprocess.run([browser, *flags, page], check=True, stderr=subprocess.DEVNULL)
 
 
 def main() -> None:
@@ -99,8 +139,10 @@ def main() -> None:
             subprocess.run([sys.executable, f"examples/{name}.py"], cwd=ROOT, check=True)
     if options.run or options.collect:
         collect(options.names)
-    page = ROOT / "README.md"
-    page.write_text(written(page.read_text(), results()))
+    if options.run and not options.names:
+        pictures()
+    for page in PAGES:
+        page.write_text(written(page.read_text(), results()))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ from typing import Any
 
 import jax
 
-# Scales, shifts and biases, by the names that Flax, Keras, Haiku and hand-written models give them.
+# Scales, shifts and biases, by the names that Flax, Keras, Haiku and hand-written models give them, and what else norms
+# learn.
 SPARED = frozenset({"scale", "scales", "bias", "offset", "shift", "gamma", "beta", "b"})
+SPARED |= {"alpha", "epsilon", "gain", "threshold"}
 # Keys that wrap one array and say nothing of it: Flax's boxes for metadata and for NNX variables.
 BOXES = frozenset({"value", "raw_value"})
 
@@ -13,9 +15,10 @@ BOXES = frozenset({"value", "raw_value"})
 def decay_mask(params: Any) -> Any:
     """Which parameters weight decay should shrink: all but the scales and biases of norms, and other biases.
 
-    The rule: a leaf is spared if the last word of its own name is scale, scales, bias, offset, shift, gamma, beta or b;
-    words are parted by `_`, `/` and `.`. A leaf without a name (an element of a list) decays. Dimensions do not matter:
-    the scale of a layer norm over two axes is spared, a kernel with one dimension is not.
+    The rule: a leaf is spared if the last word of its own name is scale, scales, bias, offset, shift, gamma, beta, b,
+    alpha, epsilon, gain or threshold; words are parted by `_`, `/` and `.`. A leaf without a name (an element of a
+    list) decays. Dimensions do not matter: the scale of a layer norm over two axes is spared, a kernel with one
+    dimension is not.
 
     Args:
       params: any tree of arrays: Linen's `params`, an NNX state, dicts, named tuples.
@@ -45,7 +48,7 @@ def _last_word(path: tuple[Any, ...]) -> str:
     names = [name for name in map(_name, path) if name is not None]
     while len(names) > 1 and names[-1] in BOXES:
         names.pop()
-    if "scales" in names[:-1]:  # of NNX's WeightNorm: the last name is that of the weight
+    if {"scales", "gains"} & {*names[:-1]}:  # of NNX's wrappers of weights: the last name is that of the weight
         return "scale"
     own = path and (_name(path[-1]) is not None)
     return names[-1].replace("/", "_").replace(".", "_").split("_")[-1].lower() if own else ""
@@ -53,6 +56,6 @@ def _last_word(path: tuple[Any, ...]) -> str:
 
 def _name(key: Any) -> str | None:
     name = getattr(key, "key", getattr(key, "name", None))
-    if isinstance(name, tuple):  # a flat tree's path, or the weight that NNX's WeightNorm keeps a scale for
+    if isinstance(name, tuple):  # a flat tree's path, or the weight that an NNX wrapper keeps a scale for
         name = name[-1] if name else None
     return name if isinstance(name, str) else None

@@ -231,7 +231,8 @@ def blend(stats: RunningStats, m: Moments, *, prior_count: ArrayLike) -> Running
 def recalibrate(moments_fn: Callable[[Any], Any], batches: Iterable[Any]) -> Any:
     """The exact statistics of a whole data set: the moments of every batch, merged.
 
-    Unlike a running average it forgets no batch and counts unequal batches by their size ("precise" batch norm).
+    Unlike a running average it forgets no batch and counts unequal batches by their size ("precise" batch norm). For
+    whole Flax models: `jaxnorm.linen.recalibrate` and `jaxnorm.nnx.recalibrate`.
 
     Args:
       moments_fn: batch -> a Moments, or any tree of them (one for each norm of a model). Jit it.

@@ -22,14 +22,17 @@ class Linen(nn.Module):
         x = nn.Dense(4, kernel_init=nn.with_partitioning(nn.initializers.ones, ("a", "b")))(x)
         x = jnl.LayerNorm(reduction_axes=(0, 1), feature_axes=(0, 1))(x)
         x = jnl.BatchNorm(use_running_average=True, scale_init=boxed)(nn.Conv(3, (2,))(x[None])[0])
-        return nn.WeightNorm(nn.Dense(2))(x)
+        x = jnl.DynamicErf()(jnl.FilterResponseNorm(learn_epsilon=True)(x))
+        return nn.WeightNorm(nn.Dense(2))(jnl.WeightStandardize(nn.Dense(2), scaled=True)(x))
 
 
 class Nnx(nnx.Module):
     def __init__(self):
         rngs = nnx.Rngs(0)
         self.embed, self.dense = nnx.Embed(5, 4, rngs=rngs), nnx.Linear(4, 4, rngs=rngs)
-        self.norms = nnx.List([jnnx.RMSNorm(4, rngs=rngs), jnnx.BatchNorm(4, rngs=rngs)])
+        self.norms = nnx.List([jnnx.RMSNorm(4, rngs=rngs), jnnx.BatchNorm(4, rngs=rngs), jnnx.DynamicErf(4, rngs=rngs)])
+        self.norms.append(jnnx.FilterResponseNorm(4, learn_epsilon=True, rngs=rngs))
+        self.wrapped = jnnx.WeightStandardize(nnx.Linear(4, 4, rngs=rngs), scaled=True, rngs=rngs)
 
 
 class Layer(NamedTuple):

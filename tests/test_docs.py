@@ -6,12 +6,15 @@ import importlib
 import io
 import pkgutil
 import re
+import sys
 from pathlib import Path
 
 import jax
 import pytest
 
 import jaxnorm
+import jaxnorm.linen
+import jaxnorm.nnx
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
@@ -56,3 +59,30 @@ def test_the_quick_start_is_two_shell_blocks():
     assert len(shell) == 2
     assert "examples/digits.py" in shell[0]
     assert "pytest" in shell[1]
+
+
+def test_the_family_table_is_the_library():
+    """Every norm has a row, every module is named, and nothing is named that does not exist."""
+    section = re.search(r"^\| function \| shares.*?\n\n", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert section
+    rows = [row.strip("|").split("|") for row in section[0].strip().splitlines()[2:]]
+    functions, modules = ({name for row in rows for name in re.findall(r"`(\w+)`", row[i])} for i in (0, 4))
+    algebra = {"blend", "decay_mask", "merge", "merge_over", "modulate", "moments", "normalize", "recalibrate"}
+    algebra |= {"standardize"}
+    assert functions == {name for name in jaxnorm.__all__ if name.islower()} - algebra
+    for library in (jaxnorm.linen, jaxnorm.nnx):
+        assert modules == set(library.__all__) - {"recalibrate"}
+    assert all(re.search(r"arxiv.org/abs/\d{4}\.\d{5}|AlexNet, 2012", row[3]) for row in rows)
+    assert all(row[1].strip() for row in rows)
+
+
+def test_generated_tables_are_up_to_date():
+    """What stands in the pages is what `python examples/report.py` writes from the results under version control."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    report = importlib.import_module("report")
+    for page in report.PAGES:
+        text = page.read_text()
+        assert report.written(text, report.results()) == text, f"{page.name}: run python examples/report.py"
+    asked = re.search(r"<!-- claims (.*) -->", (ROOT / "README.md").read_text())
+    assert asked
+    assert set(asked[1].split()) == report.results().keys(), "an experiment's claims are missing"

@@ -16,6 +16,7 @@ EXPERIMENTS = {
     "gradient_growth": (5, 1, 1),
     "init_scale": (20, 2, 1),
     "placement": (7, 3, 2),
+    "recalibrate": (4, 2, 1),
     "regularization": (18, 3, 2),
     "style": (6, 1, 2),
     "very_deep": (16, 3, 2),

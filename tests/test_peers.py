@@ -220,3 +220,76 @@ def test_haiku_variance_is_negative_and_its_output_nan_on_a_large_mean_and_ours_
     assert np.isnan(y).any()
     assert (state["batch_norm/~/var_ema"]["average"] < 0).any()
     assert_allclose(batch_norm(x), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [3, 4, 5])
+def test_local_response_norm_and_its_gradient_are_torch(size):
+    import torch
+
+    rng = np.random.default_rng(4)
+    x, cotangent = offset_data(rng, (4, 7, 3, 5), 1), rng.standard_normal((4, 7, 3, 5)).astype(np.float32)
+    options = {"size": size, "alpha": 0.5, "beta": 0.75, "k": 1.5}
+    theirs = torch.from_numpy(x).requires_grad_()
+    torch_y = torch.nn.functional.local_response_norm(theirs, **options)
+    torch_y.backward(torch.from_numpy(cotangent))
+    y, pull = jax.vjp(partial(jn.local_response_norm, feature_axis=1, **options), x)
+    assert_allclose(y, torch_y.detach(), rtol=1e-5, atol=1e-6)
+    assert_allclose(pull(cotangent)[0], theirs.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, float("inf")])
+def test_lp_normalize_and_its_gradient_are_torch(p):
+    """A vector shorter than epsilon among them."""
+    import torch
+
+    rng = np.random.default_rng(5)
+    x, cotangent = offset_data(rng, (6, 4)), rng.standard_normal((6, 4)).astype(np.float32)
+    x[2] *= 1e-3
+    theirs = torch.from_numpy(x).requires_grad_()
+    torch_y = torch.nn.functional.normalize(theirs, p=p, dim=1, eps=0.1)
+    torch_y.backward(torch.from_numpy(cotangent))
+    y, pull = jax.vjp(partial(jn.lp_normalize, p=p, axis=1, epsilon=0.1), x)
+    assert_allclose(y, torch_y.detach(), rtol=1e-5, atol=1e-6)
+    assert_allclose(pull(cotangent)[0], theirs.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_unit_normalization_is_keras(peer):
+    import keras
+
+    x = offset_data(np.random.default_rng(6), (4, 7, 6))
+    theirs = peer(lambda: keras.layers.UnitNormalization(axis=(1, 2))(x))
+    assert_allclose(jn.lp_normalize(x, axis=(1, 2)), theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("r_max", "d_max"), [(3.0, 5.0), (1.1, 0.2)], ids=["free", "clipped"])
+def test_batch_renorm_and_its_gradients_are_keras(r_max, d_max, peer):
+    """With Keras's lower clip of r set to 1 / r_max. (Its averages are of the deviation: only outputs are compared.)"""
+    import keras
+
+    rng = np.random.default_rng(7)
+    x, cotangent = offset_data(rng, (9, 5, 6)), rng.standard_normal((9, 5, 6)).astype(np.float32)
+    scale, bias = draw_parameters(rng, 6)
+    mean, var = rng.uniform(1, 3, 6).astype(np.float32), rng.uniform(0.5, 2, 6).astype(np.float32)
+
+    def keras_output():
+        clipping = {"rmin": 1 / r_max, "rmax": r_max, "dmax": d_max}
+        layer = keras.layers.BatchNormalization(epsilon=EPSILON, renorm=True, renorm_clipping=clipping)
+        layer.build(x.shape)
+        layer.renorm_mean.assign(mean)
+        layer.renorm_stddev.assign(np.sqrt(var + EPSILON))
+        names = [v.path for v in layer.trainable_variables]
+        parameters = [{"gamma": scale, "beta": bias}[name.split("/")[-1]] for name in names]
+        rest = [v.value for v in layer.non_trainable_variables]
+        call = lambda x, *parameters: layer.stateless_call(list(parameters), rest, x, training=True)[0]
+        y, pull = jax.vjp(call, x, *parameters)
+        dx, *by_name = pull(cotangent)
+        return y, dx, dict(zip((name.split("/")[-1] for name in names), by_name, strict=True))
+
+    theirs, dx, gradients = peer(keras_output)
+    stats = jn.RunningStats(mean, var, np.ones(6, np.float32))
+    limits = {"r_max": r_max, "d_max": d_max, "epsilon": EPSILON}
+    call = lambda *args: jn.batch_renorm(args[0], stats, *args[1:], training=True, **limits)[0]
+    y, pull = jax.vjp(call, x, scale, bias)
+    assert_allclose(y, theirs, rtol=1e-5, atol=1e-5)
+    for ours, peers in zip(pull(cotangent), (dx, gradients["gamma"], gradients["beta"]), strict=True):
+        assert_allclose(ours, peers, rtol=1e-4, atol=2e-5)

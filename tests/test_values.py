@@ -1,5 +1,6 @@
 """Every norm equals its float64 reference: value and gradient, in every dtype, over the whole table."""
 
+import formulas
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -52,6 +53,85 @@ def test_value_and_gradient_equal_the_reference(case, dtype):
 def test_the_family_equals_its_formulas(case, rng):
     """In the plain command: float32, with a mask where there is one."""
     check(case, np.float32, where=None if "masks" in case.lacks else rng.random((*case.shape[:-1], 1)) > 0.2)
+
+
+V = np.linspace(0.5, 1.5, 4)
+STYLE = np.random.default_rng(5).normal(size=(3, 4, 4)) * 2 + 1
+BATCH, SAMPLE = {"feature": 2, "space": (1,), "epsilon": 1e-3}, {"space": (1,), "epsilon": 1e-3}
+LEARNED = {  # what a norm learns, or is given, beside scale and bias: (the norm, its formula, where it is)
+    "evo_norm_s0 v": (
+        lambda x, v: jn.evo_norm_s0(x, v, group_size=2, epsilon=1e-3),
+        lambda x, v, valid: formulas.evo_s0(x, None, None, valid, group_size=2, v=v, **BATCH),
+        V,
+    ),
+    "evo_norm_b0 v": (
+        lambda x, v: jn.evo_norm_b0(x, None, v, training=True, epsilon=1e-3)[0],
+        lambda x, v, valid: formulas.evo_b0(x, None, None, valid, v=v, **BATCH),
+        V,
+    ),
+    "filter_response_norm threshold": (
+        lambda x, tau: jn.filter_response_norm(x, threshold=tau, epsilon=1e-3),
+        lambda x, tau, valid: formulas.filter_response(x, None, None, valid, threshold=tau, **BATCH),
+        V,
+    ),
+    "filter_response_norm epsilon": (
+        lambda x, epsilon: jn.filter_response_norm(x, epsilon=epsilon),
+        lambda x, epsilon, valid: formulas.filter_response(
+            x, None, None, valid, threshold=None, feature=2, space=(1,), epsilon=epsilon
+        ),
+        np.array(0.5),
+    ),
+    "dynamic_tanh alpha": (
+        jn.dynamic_tanh,
+        lambda x, alpha, valid: formulas.squash(x, None, None, valid, function="tanh", alpha=alpha),
+        np.array(0.5),
+    ),
+    "dynamic_tanh alpha per feature": (
+        jn.dynamic_tanh,
+        lambda x, alpha, valid: formulas.squash(x, None, None, valid, function="tanh", alpha=alpha),
+        V / 2,
+    ),
+    "dynamic_erf alpha": (
+        lambda x, alpha: jn.dynamic_erf(x, alpha, 0.25),
+        lambda x, alpha, valid: formulas.squash(x, None, None, valid, function="erf", alpha=alpha, shift=0.25),
+        np.array(0.5),
+    ),
+    "dynamic_erf shift": (
+        lambda x, shift: jn.dynamic_erf(x, 0.5, shift),
+        lambda x, shift, valid: formulas.squash(x, None, None, valid, function="erf", alpha=0.5, shift=shift),
+        np.array(0.25),
+    ),
+    "adaptive_instance_norm style": (
+        lambda x, style: jn.adaptive_instance_norm(x, style, epsilon=1e-3),
+        lambda x, style, valid: formulas.adaptive_instance(x, None, None, valid, style=style, **SAMPLE),
+        STYLE,
+    ),
+    "weight_standardize gain": (
+        lambda x, gain: jn.weight_standardize(x, gain, axis=(0, 1), epsilon=1e-3, scaled=True),
+        lambda x, gain, valid: formulas.standardized_weight(
+            x, formulas.wide(gain), None, valid, axes=(0, 1), epsilon=1e-3, scaled=True
+        ),
+        V,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_gradients_of_what_else_is_learned(name, rng):
+    """By central differences of the formula in extended precision."""
+    norm, formula, value = LEARNED[name]
+    x, dy = rng.normal(size=(3, 5, 4)) * 1.5 + 0.5, rng.normal(size=(3, 5, 4))
+    every, h = np.ones(x.shape, bool), np.longdouble(1e-4)
+    expected = np.zeros(value.shape)
+    for index in np.ndindex(value.shape):
+        step = np.zeros(value.shape, np.longdouble)
+        step[index] = h
+        sides = [formula(formulas.wide(x), formulas.wide(value) + sign * step, every) for sign in (1, -1)]
+        expected[index] = np.sum(dy * (sides[0] - sides[1])) / (2 * h)
+    with jax.enable_x64(True):
+        y, pull = jax.vjp(lambda value: norm(jnp.asarray(x), value), jnp.asarray(value))
+        np.testing.assert_allclose(y, formula(formulas.wide(x), formulas.wide(value), every).astype(float), rtol=1e-12)
+        np.testing.assert_allclose(pull(jnp.asarray(dy))[0], expected, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("case", having("masks") + REST, ids=str)

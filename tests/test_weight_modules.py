@@ -273,6 +273,48 @@ def test_a_wrapped_layer_trains_as_its_formula_written_out(idiom):
 
 
 @pytest.mark.parametrize("idiom", ["linen", "nnx"])
+@pytest.mark.parametrize("layer", ["dense", "conv", "grouped"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_standardized_weights_of_any_layer(idiom, layer, scaled):
+    """The layer's own kernel, standardized in NumPy over everything but the outputs; the kernel itself stays."""
+    shape = {"dense": (3, 4), "conv": (3, 5, 6, 4), "grouped": (3, 5, 6, 4)}[layer]
+    x, groups = data(shape), 2 if layer == "grouped" else 1
+    options = {"scaled": scaled, "epsilon": 1e-4}
+    if idiom == "linen":
+        make = lambda: nn.Dense(8) if layer == "dense" else nn.Conv(8, (2, 3), feature_group_count=groups)
+        module = jnl.WeightStandardize(make(), **options)
+        params = module.init(KEY, x)["params"]
+        if scaled:
+            params["layer_instance/kernel/gain"] = jnp.linspace(0.5, 1.5, 8)
+        assert ("layer_instance/kernel/gain" in params) == scaled
+        y, kernel = module.apply({"params": params}, x), params["layer_instance"]["kernel"]
+        plain = lambda kernel: make().apply({"params": {**params["layer_instance"], "kernel": kernel}}, x)
+    else:
+        rngs = nnx.Rngs(0)
+        conv = lambda: nnx.Conv(4, 8, (2, 3), feature_group_count=groups, rngs=rngs)
+        inner = nnx.Linear(4, 8, rngs=rngs) if layer == "dense" else conv()
+        module = jnnx.WeightStandardize(inner, rngs=rngs, **options)
+        if scaled:
+            module.gains["kernel",][...] = jnp.linspace(0.5, 1.5, 8)
+        assert (module.gains is not None) == scaled
+        before = np.array(inner.kernel[...])
+        y = module(x)
+        kernel = inner.kernel[...]
+        assert_array_equal(kernel, before)
+
+        def plain(kernel):
+            inner.kernel[...] = kernel
+            return inner(x)
+
+    w = np.asarray(kernel, np.float64)
+    axes = tuple(range(w.ndim - 1))
+    w = (w - w.mean(axes)) / np.sqrt(w.var(axes) + 1e-4)
+    if scaled:
+        w = w * np.linspace(0.5, 1.5, 8) / np.sqrt(w[..., 0].size)
+    assert_allclose(y, plain(jnp.asarray(w, jnp.float32)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("idiom", ["linen", "nnx"])
 def test_weight_norm_may_start_as_the_identity(idiom):
     x = data((2, 5, 6, 4))
     if idiom == "linen":
@@ -384,7 +426,7 @@ def test_nnx_inference_inside_a_plain_gradient(name):
                 saliency(x)
 
 
-@pytest.mark.parametrize("name", ["WeightNorm", "SpectralNorm"])
+@pytest.mark.parametrize("name", ["WeightNorm", "SpectralNorm", "WeightStandardize"])
 def test_transforms(name):
     x = data((3, 5, 4))
     training = {"update_stats": True} if name == "SpectralNorm" else {}
@@ -448,9 +490,10 @@ def test_errors(message):
     assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize("name", ["WeightNorm", "SpectralNorm"])
+@pytest.mark.parametrize("name", ["WeightNorm", "SpectralNorm", "WeightStandardize"])
 def test_a_parameter_that_was_not_there_is_refused(name):
-    model = getattr(jnnx, name)(nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0))), rngs=nnx.Rngs(1))
+    options = {"scaled": True} if name == "WeightStandardize" else {}
+    model = getattr(jnnx, name)(nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0))), rngs=nnx.Rngs(1), **options)
     model.layer_instance.more = nnx.Param(jnp.ones((4, 3)))
     model.layer_instance.kernel = nnx.Param(jnp.ones((4, 3)))
     with pytest.raises(RuntimeError, match=f"{name}: parameters must be those it was made with; got a new one"):

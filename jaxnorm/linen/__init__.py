@@ -16,6 +16,10 @@ Different on purpose, because it is wrong in Flax:
 - `GroupNorm` takes any `feature_axis`, and masks that broadcast.
 - `SpectralNorm` does not iterate at inference, where Flax makes a new estimate in every call; what it remembers is kept
   in at least float32.
+
+The rest of the family has modules of its own design, with Flax's words for what Flax has words for: `axis`, `mask` and
+`use_running_average` in norms of a batch, `scale` and `bias` among the parameters. While initializing they measure
+nothing and keep nothing. `recalibrate` measures the running statistics of a whole model again.
 """
 
 try:
@@ -23,9 +27,47 @@ try:
 except ImportError as error:
     raise ImportError("jaxnorm.linen needs flax: pip install 'jaxnorm[flax]'") from error
 
+from jaxnorm.linen.adaptive import AdaptiveInstanceNorm, AdaptiveLayerNorm, ConditionalBatchNorm
 from jaxnorm.linen.batch import BatchNorm
+from jaxnorm.linen.center import MeanOnlyBatchNorm
+from jaxnorm.linen.domain import DomainBatchNorm
+from jaxnorm.linen.dynamic import DynamicErf, DynamicTanh
+from jaxnorm.linen.evo import EvoNormB0, EvoNormS0
 from jaxnorm.linen.group import GroupNorm, InstanceNorm
 from jaxnorm.linen.layer import LayerNorm, RMSNorm
-from jaxnorm.linen.weight import SpectralNorm, WeightNorm
+from jaxnorm.linen.recalibrate import recalibrate
+from jaxnorm.linen.renorm import BatchRenorm
+from jaxnorm.linen.residual import AddLayerNorm, AddRMSNorm
+from jaxnorm.linen.response import FilterResponseNorm, GlobalResponseNorm, LocalResponseNorm
+from jaxnorm.linen.unit import LpNormalize
+from jaxnorm.linen.weight import SpectralNorm, WeightNorm, WeightStandardize
+from jaxnorm.linen.whiten import Whiten
 
-__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "SpectralNorm", "WeightNorm"]
+__all__ = [
+    "AdaptiveInstanceNorm",
+    "AdaptiveLayerNorm",
+    "AddLayerNorm",
+    "AddRMSNorm",
+    "BatchNorm",
+    "BatchRenorm",
+    "ConditionalBatchNorm",
+    "DomainBatchNorm",
+    "DynamicErf",
+    "DynamicTanh",
+    "EvoNormB0",
+    "EvoNormS0",
+    "FilterResponseNorm",
+    "GlobalResponseNorm",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "LocalResponseNorm",
+    "LpNormalize",
+    "MeanOnlyBatchNorm",
+    "RMSNorm",
+    "SpectralNorm",
+    "WeightNorm",
+    "WeightStandardize",
+    "Whiten",
+    "recalibrate",
+]

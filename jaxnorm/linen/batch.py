@@ -3,15 +3,13 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm.arguments import wide
 from jaxnorm.linen.parameters import Axes, Initializer, canonical, groups_of, mask_of, parameters
+from jaxnorm.linen.running import running
 from jaxnorm.norms.batch import batch_norm
-from jaxnorm.running import RunningStats
 from jaxnorm.standardize import standardize
 
 
@@ -65,28 +63,23 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x, use_running_average: bool | None = None, *, mask: ArrayLike | None = None):
         """Normalize x; without running averages, update them. Nothing is updated while initializing."""
-        if self.frozen:
-            use_running_average = True
-        else:
-            use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        training = not self.frozen
+        if training:
+            training = not nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         features = canonical(x.ndim, self.axis)
         shape = tuple(x.shape[a] for a in features)
-        names = ("mean", "var", "count") if self.debias or self.momentum is None else ("mean", "var")
-        kept = {name: self.variable("batch_stats", name, _initial, name, shape) for name in names}
+        state = running(self, training, shape)
         scale, bias, dtype = parameters(self, x, features, self.use_bias)
         options = {"epsilon": self.epsilon, "where": mask_of(mask), "scale_offset": self.scale_offset, "dtype": dtype}
-        training = not use_running_average
-        if training and self.is_initializing():  # no devices to name yet, and perhaps a batch of one
+        if training and self.is_initializing():  # what a data-dependent initialization should see
             others = tuple(a for a in range(x.ndim) if a not in features)
             return standardize(x, scale, bias, axis=others, **options)[0]
-        values = {name: _wide(kept[name].value) for name in names}
-        stats = RunningStats(**({"count": jnp.zeros(shape)} | values))
         y, stats = batch_norm(
             x,
-            stats,
+            state.stats,
             scale,
             bias,
-            training=training,
+            training=state.training,
             momentum=self.momentum,
             feature_axis=features,
             axis_name=self.axis_name,
@@ -96,16 +89,5 @@ class BatchNorm(nn.Module):
             debias=self.debias,
             **options,
         )
-        if training:
-            for name, variable in kept.items():
-                variable.value = getattr(stats, name)
+        state.keep(stats)
         return y
-
-
-def _wide(value: ArrayLike) -> jax.Array:
-    value = jnp.asarray(value)
-    return value.astype(wide(value.dtype))
-
-
-def _initial(name: str, shape: tuple[int, ...]) -> jax.Array:
-    return getattr(RunningStats.init(shape), name)

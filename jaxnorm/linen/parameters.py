@@ -26,16 +26,19 @@ def mask_of(mask: ArrayLike | None) -> jax.Array | None:
     return None if mask is None else jnp.asarray(mask, bool)
 
 
-def parameters(module: Any, x: jax.Array, axes: tuple[int, ...], use_bias: bool):
+def parameters(module: Any, x: jax.Array, axes: tuple[int, ...], use_bias: bool, leading: tuple[int, ...] = ()):
     """Scale and bias on these axes, with as many dimensions as x, and the output dtype by Flax's rule."""
+    scale = learned(module, "scale", x, axes, leading) if module.use_scale else None
+    bias = learned(module, "bias", x, axes, leading) if use_bias else None
+    return scale, bias, canonicalize_dtype(x, scale, bias, dtype=module.dtype)
+
+
+def learned(module: Any, name: str, x: jax.Array, axes: tuple[int, ...], leading: tuple[int, ...] = ()) -> jax.Array:
+    """One parameter on these axes of x, initialized by the field `<name>_init`, with as many dimensions as x."""
     shape = tuple(x.shape[a] for a in axes)
     full = tuple(n if a in axes else 1 for a, n in enumerate(x.shape))
-    scale = bias = None
-    if module.use_scale:
-        scale = module.param("scale", module.scale_init, shape, module.param_dtype).reshape(full)
-    if use_bias:
-        bias = module.param("bias", module.bias_init, shape, module.param_dtype).reshape(full)
-    return scale, bias, canonicalize_dtype(x, scale, bias, dtype=module.dtype)
+    value = module.param(name, getattr(module, f"{name}_init"), (*leading, *shape), module.param_dtype)
+    return value.reshape((*leading, *full))
 
 
 def groups_of(module: Any):

@@ -1,4 +1,4 @@
-"""Weight norm and spectral norm: wrappers that normalize the parameters of the layer inside."""
+"""Weight norm, standardization and spectral norm: wrappers that normalize the parameters of the layer inside."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from jaxnorm.arguments import wide
 from jaxnorm.linen.parameters import Axes, Initializer, canonical
-from jaxnorm.norms.weight import SpectralState, initial_length, spectral_norm, weight_norm
+from jaxnorm.norms.weight import SpectralState, initial_length, spectral_norm, weight_norm, weight_standardize
 
 
 def _name(module: Any, path: Any) -> str:
@@ -74,6 +74,58 @@ class WeightNorm(nn.Module):
         dtype = canonicalize_dtype(v, scale, dtype=self.dtype)
         v = v.astype(jnp.promote_types(v.dtype, dtype))  # so that nothing is rounded before the end
         return weight_norm(v, scale, axis=others, epsilon=self.epsilon).astype(dtype)
+
+
+class WeightStandardize(nn.Module):
+    """Weights with mean 0 and variance 1 over their fan-in, around any dense layer or convolution.
+
+    See `jaxnorm.weight_standardize`. The wrapped layer keeps its parameters.
+
+    Args:
+      scaled: divide by the root of the fan-in too, and have a gain (scaled weight standardization, as in NFNets).
+      use_gain, gain_init: a parameter `gain` per output; None has it with `scaled`.
+      feature_axes: the outputs.
+      variable_filter: parts of the names of parameters that are standardized.
+
+    Example:
+      >>> import flax.linen as nn, jax, jax.numpy as jnp, jaxnorm.linen as jnl
+      >>> y, _ = jnl.WeightStandardize(nn.Dense(2), epsilon=0.0).init_with_output(jax.random.key(0), jnp.eye(4))
+      >>> (y.mean(0) + 1).round(4), y.var(0).round(4)
+      (Array([1., 1.], dtype=float32), Array([1., 1.], dtype=float32))
+    """
+
+    layer_instance: nn.Module
+    epsilon: float = 1e-6
+    scaled: bool = False
+    use_gain: bool | None = None
+    gain_init: Initializer = initializers.ones
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    feature_axes: Axes = -1
+    variable_filter: Iterable[str] | None = frozenset({"kernel"})
+
+    @nn.compact
+    def __call__(self, *args, **kwargs):
+        """Call the layer with standardized weights; all arguments are the layer's."""
+        call = nn.map_variables(
+            lambda layer: layer(*args, **kwargs),
+            trans_in_fn=lambda variables: tree_map_with_path(self._standardize, variables),
+            init=self.is_initializing(),
+        )
+        return call(self.layer_instance)
+
+    def _standardize(self, path, w):
+        name = _name(self, path)
+        if self.variable_filter and not any(part in name for part in self.variable_filter):
+            return w
+        features, gain = canonical(w.ndim, self.feature_axes), None
+        if self.scaled if self.use_gain is None else self.use_gain:
+            shape = tuple(w.shape[a] for a in features)
+            gain = self.param(f"{name}/gain", self.gain_init, shape, self.param_dtype)
+        others = tuple(a for a in range(w.ndim) if a not in features)
+        dtype = canonicalize_dtype(w, gain, dtype=self.dtype)
+        w = w.astype(jnp.promote_types(w.dtype, dtype))  # so that nothing is rounded before the end
+        return weight_standardize(w, gain, axis=others, epsilon=self.epsilon, scaled=self.scaled).astype(dtype)
 
 
 class SpectralNorm(nn.Module):

@@ -19,6 +19,10 @@ described there. Here is what is more, and what is deliberately different. More,
 - SpectralNorm does not iterate at inference, and keeps what it remembers in at least float32.
 - GroupNorm: custom `reduction_axes` give the statistics they name. Flax repeats them along axis 1.
 
+The rest of the family has modules of its own design, with Flax's words for what Flax has words for: `axis`, `mask` and
+`use_running_average` in norms of a batch, `scale` and `bias` among the parameters. `recalibrate` measures the running
+statistics of a whole model again.
+
     >>> import jax.numpy as jnp
     >>> model = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), LayerNorm(8, rngs=nnx.Rngs(0)))
     >>> model(jnp.arange(4.0)).shape
@@ -30,9 +34,47 @@ try:
 except ImportError as error:
     raise ImportError("jaxnorm.nnx needs flax: pip install 'jaxnorm[flax]'") from error
 
+from jaxnorm.nnx.adaptive import AdaptiveInstanceNorm, AdaptiveLayerNorm, ConditionalBatchNorm
 from jaxnorm.nnx.batch import BatchNorm
+from jaxnorm.nnx.center import MeanOnlyBatchNorm
+from jaxnorm.nnx.domain import DomainBatchNorm
+from jaxnorm.nnx.dynamic import DynamicErf, DynamicTanh
+from jaxnorm.nnx.evo import EvoNormB0, EvoNormS0
 from jaxnorm.nnx.group import GroupNorm, InstanceNorm
 from jaxnorm.nnx.layer import LayerNorm, RMSNorm
-from jaxnorm.nnx.weight import SpectralNorm, WeightNorm
+from jaxnorm.nnx.recalibrate import recalibrate
+from jaxnorm.nnx.renorm import BatchRenorm
+from jaxnorm.nnx.residual import AddLayerNorm, AddRMSNorm
+from jaxnorm.nnx.response import FilterResponseNorm, GlobalResponseNorm, LocalResponseNorm
+from jaxnorm.nnx.unit import LpNormalize
+from jaxnorm.nnx.weight import SpectralNorm, WeightNorm, WeightStandardize
+from jaxnorm.nnx.whiten import Whiten
 
-__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "SpectralNorm", "WeightNorm"]
+__all__ = [
+    "AdaptiveInstanceNorm",
+    "AdaptiveLayerNorm",
+    "AddLayerNorm",
+    "AddRMSNorm",
+    "BatchNorm",
+    "BatchRenorm",
+    "ConditionalBatchNorm",
+    "DomainBatchNorm",
+    "DynamicErf",
+    "DynamicTanh",
+    "EvoNormB0",
+    "EvoNormS0",
+    "FilterResponseNorm",
+    "GlobalResponseNorm",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "LocalResponseNorm",
+    "LpNormalize",
+    "MeanOnlyBatchNorm",
+    "RMSNorm",
+    "SpectralNorm",
+    "WeightNorm",
+    "WeightStandardize",
+    "Whiten",
+    "recalibrate",
+]

@@ -9,8 +9,9 @@ from flax.typing import Initializer, PromoteDtypeFn
 from jax.nn.initializers import ones, zeros
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm.arguments import AxisName, IndexGroups, wide
+from jaxnorm.arguments import AxisName, IndexGroups
 from jaxnorm.nnx.norm import NONE, Metadata, Norm, where_of
+from jaxnorm.nnx.running import keep, read, start
 from jaxnorm.norms.batch import batch_norm
 from jaxnorm.running import RunningStats
 
@@ -55,9 +56,7 @@ class BatchNorm(Norm):
         scale_offset: float = 0.0, ghost_size: int | None = None, debias: bool = False, ddof: int = 0,
         frozen: bool = False,
     ):  # fmt: skip
-        stats = RunningStats.init(num_features)
-        self.mean, self.var = nnx.BatchStat(stats.mean), nnx.BatchStat(stats.var)
-        self.count = nnx.BatchStat(stats.count) if debias or momentum is None else nnx.data(None)
+        start(self, RunningStats.init(num_features), debias or momentum is None)
         self.scale = self._parameter(use_scale, scale_init, num_features, param_dtype, scale_metadata, rngs)
         self.bias = self._parameter(use_bias, bias_init, num_features, param_dtype, bias_metadata, rngs)
         self._options(epsilon, dtype, axis_name, axis_index_groups, use_fast_variance, promote_dtype, scale_offset)
@@ -74,8 +73,7 @@ class BatchNorm(Norm):
             error_msg="BatchNorm: `use_running_average` must be given; got None. Pass it to the constructor or the "
             "call, or set it with model.train(), model.eval() or nnx.view.",
         )
-        count = jnp.zeros_like(self.var[...]) if self.count is None else self.count[...]
-        stats = RunningStats(*(a.astype(wide(a.dtype)) for a in (self.mean[...], self.var[...], count)))
+        stats = read(self, RunningStats.init(self.num_features))
         # Flax promotes its statistics too; here they only have a say in the dtype of the rest.
         x, _, _, scale, bias = self._promote(x, self.mean, self.var, self.scale, self.bias)
         training = not use_running_average
@@ -83,10 +81,7 @@ class BatchNorm(Norm):
         options |= {"feature_axis": self.axis, "where": where_of(mask), "axis_index_groups": self._groups()}
         y, stats = batch_norm(x, stats, scale, bias, training=training, **options, **self._keywords(x, scale, bias))
         if training and stats is not None:
-            _store(self.mean, stats.mean)
-            _store(self.var, stats.var)
-            if self.count is not None:
-                _store(self.count, stats.count)
+            keep(self, stats)
         return y
 
     def set_view(self, use_running_average: bool | None = None, frozen: bool | None = None):
@@ -100,11 +95,3 @@ class BatchNorm(Norm):
             self.use_running_average = use_running_average
         if frozen is not None:
             self.frozen = frozen
-
-
-def _store(variable: nnx.Variable, value: jax.Array) -> None:
-    """In place; in a model that was cast to half precision a statistic becomes wide again with its first update."""
-    if variable.dtype == value.dtype:
-        variable[...] = value
-    else:
-        variable.set_value(value)

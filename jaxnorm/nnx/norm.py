@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm.arguments import Axes, AxisLike, Call, IndexGroups
 from jaxnorm.standardize import standardize
@@ -52,6 +52,10 @@ class Norm(nnx.Module):
         groups, where = self._groups(), where_of(mask)
         keywords |= {"axis": axes, "where": where, "axis_index_groups": groups, "center": center}
         return standardize(call.x, scale, bias, **keywords)[0]
+
+
+def learned(wanted: bool, init: Any, shape: Axes, dtype: DTypeLike, rngs: nnx.Rngs) -> Any:
+    return nnx.Param(init(rngs.params(), shape, dtype)) if wanted else nnx.data(None)
 
 
 def where_of(mask: ArrayLike | None) -> jax.Array | None:

@@ -1,4 +1,4 @@
-"""Weight norm and spectral norm: wrappers that call a layer with normalized weights, and leave its parameters alone."""
+"""Weight norm, standardization, spectral norm: wrappers that call a layer with such weights and leave its own alone."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from jax.nn.initializers import normal, ones
 from jax.typing import DTypeLike
 
 from jaxnorm.arguments import Axes, AxisLike, wide
-from jaxnorm.norms.weight import SpectralState, initial_length, spectral_norm, weight_norm
+from jaxnorm.norms.weight import SpectralState, initial_length, spectral_norm, weight_norm, weight_standardize
 
 Path = tuple[Any, ...]
 
@@ -45,6 +45,16 @@ def _known(wrapper: str, store: Mapping[Path, Any], path: Path, wrapped: Path) -
         todo = "Wrap a layer whose parameters stay the same."
         raise RuntimeError(f"{wrapper}: parameters must be those it was made with; got a new one, {wrapped}. {todo}")
     return store[path]
+
+
+def _axes(wrapper: str, v: jax.Array, axes: AxisLike) -> tuple[Axes, Axes]:
+    """The axes of the outputs, and those of the fan-in."""
+    features = (axes,) if isinstance(axes, int) else tuple(axes)
+    if any(not -v.ndim <= a < v.ndim for a in features):
+        todo = "Axes count from 0, or back from -1."
+        raise ValueError(f"{wrapper}: `feature_axes` must lie within {v.ndim} dimensions; got {features}. {todo}")
+    features = tuple(sorted({a % v.ndim for a in features}))
+    return features, tuple(a for a in range(v.ndim) if a not in features)
 
 
 class WeightNorm(nnx.Module):
@@ -94,17 +104,8 @@ class WeightNorm(nnx.Module):
         weights = {path: self._normalize(path, v) for path, v in chosen}
         return _call_with(self.layer_instance, weights, x, *args, **kwargs)
 
-    def _axes(self, v: jax.Array) -> tuple[Axes, Axes]:
-        """The axes of the lengths, and those of each direction."""
-        features = (self.feature_axes,) if isinstance(self.feature_axes, int) else self.feature_axes
-        if any(not -v.ndim <= a < v.ndim for a in features):
-            todo = "Axes count from 0, or back from -1."
-            raise ValueError(f"WeightNorm: `feature_axes` must lie within {v.ndim} dimensions; got {features}. {todo}")
-        features = tuple(sorted({a % v.ndim for a in features}))
-        return features, tuple(a for a in range(v.ndim) if a not in features)
-
     def _initial(self, v: jax.Array, number: int, rngs: nnx.Rngs) -> jax.Array:
-        features, others = self._axes(v)
+        features, others = _axes("WeightNorm", v, self.feature_axes)
         if self.start_as_identity:
             return initial_length(v, others, self.epsilon).astype(self.param_dtype)
         # Flax draws nothing here. A key folded out of the stream leaves the stream, and all later draws, as in Flax.
@@ -116,7 +117,57 @@ class WeightNorm(nnx.Module):
         scale = _known("WeightNorm", self.scales, path, path)[...] if self.scales is not None else None
         dtype = dtypes.canonicalize_dtype(v, scale, dtype=self.dtype)
         v = v.astype(jnp.promote_types(v.dtype, dtype))  # so that nothing is rounded before the end
-        return weight_norm(v, scale, axis=self._axes(v)[1], epsilon=self.epsilon).astype(dtype)
+        axis = _axes("WeightNorm", v, self.feature_axes)[1]
+        return weight_norm(v, scale, axis=axis, epsilon=self.epsilon).astype(dtype)
+
+
+class WeightStandardize(nnx.Module):
+    """Weights with mean 0 and variance 1 over their fan-in (Qiao et al. 2019, arXiv:1903.10520), around any layer.
+
+    See `jaxnorm.weight_standardize`. The wrapped layer keeps its parameters.
+
+    Args:
+      scaled: divide by the root of the fan-in too, and have a gain (Brock et al. 2021, arXiv:2101.08692).
+      use_gain, gain_init: in `gains` a Param per output of each weight; None has it with `scaled`.
+      feature_axes: the outputs.
+      variable_filter: which parameters are standardized.
+
+    >>> layer = WeightStandardize(nnx.Linear(4, 2, rngs=nnx.Rngs(0)), epsilon=0.0, rngs=nnx.Rngs(1))
+    >>> y = layer(jnp.eye(4))
+    >>> (y.mean(0) + 1).round(4), y.var(0).round(4)
+    (Array([1., 1.], dtype=float32), Array([1., 1.], dtype=float32))
+    """
+
+    def __init__(
+        self, layer_instance: nnx.Module, *,
+        epsilon: float = 1e-6, scaled: bool = False, use_gain: bool | None = None, gain_init: Initializer = ones,
+        dtype: DTypeLike | None = None, param_dtype: DTypeLike = jnp.float32, feature_axes: AxisLike = -1,
+        variable_filter: nnx.filterlib.Filter = nnx.PathContains("kernel"), rngs: nnx.Rngs,  # noqa: B008
+    ):  # fmt: skip
+        self.layer_instance, self.epsilon, self.scaled, self.dtype = layer_instance, epsilon, scaled, dtype
+        self.feature_axes = feature_axes
+        self.variable_filter = nnx.filterlib.to_predicate(variable_filter)
+        use_gain = scaled if use_gain is None else use_gain
+        shape = lambda v: tuple(v.shape[a] for a in _axes("WeightStandardize", v, feature_axes)[0])
+        gains = {
+            path: nnx.Param(gain_init(rngs.params(), shape(v), param_dtype))
+            for path, v in _parameters(layer_instance)
+            if use_gain and self.variable_filter(path, v)
+        }
+        self.gains = nnx.data(gains) if use_gain else nnx.data(None)
+
+    def __call__(self, x, *args, **kwargs):
+        """Call the layer with standardized weights; all arguments are the layer's."""
+        chosen = [(path, v[...]) for path, v in _parameters(self.layer_instance) if self.variable_filter(path, v)]
+        weights = {path: self._standardize(path, v) for path, v in chosen}
+        return _call_with(self.layer_instance, weights, x, *args, **kwargs)
+
+    def _standardize(self, path: Path, w: jax.Array) -> jax.Array:
+        gain = None if self.gains is None else _known("WeightStandardize", self.gains, path, path)[...]
+        axis = _axes("WeightStandardize", w, self.feature_axes)[1]
+        dtype = dtypes.canonicalize_dtype(w, gain, dtype=self.dtype)
+        w = w.astype(jnp.promote_types(w.dtype, dtype))  # so that nothing is rounded before the end
+        return weight_standardize(w, gain, axis=axis, epsilon=self.epsilon, scaled=self.scaled).astype(dtype)
 
 
 class SpectralNorm(nnx.Module):

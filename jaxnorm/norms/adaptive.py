@@ -85,3 +85,14 @@ def _adapt(content, style, where, style_where, epsilon, *, area: Area, dtype):
         return standardize_area(content, scale, mean, **options)[0]
 
     return adapted(content, style, jnp.asarray(epsilon))
+
+
+def parts_for(function: str, x: jax.Array, modulation: jax.Array, count: int, feature: int) -> list[jax.Array]:
+    """So many parameters out of one [*leading axes of x, count * features], each with as many dimensions as x."""
+    ndim = jnp.ndim(x)
+    if modulation.ndim > ndim:
+        todo = "A condition has leading axes of x, and one of its own."
+        got = f"a condition of {modulation.ndim} axes for x.shape={jnp.shape(x)}"
+        raise ValueError(f"{function}: the condition must not have more axes than x; got {got}. {todo}")
+    full = modulation.reshape(*modulation.shape[:-1], *(1,) * (ndim - modulation.ndim), modulation.shape[-1])
+    return [jnp.moveaxis(part, -1, feature) for part in jnp.split(full, count, -1)]
