@@ -6,6 +6,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxnorm.arguments import Call, wide
+from jaxnorm.rules import width_of
 from jaxnorm.running import RunningStats
 
 
@@ -44,9 +45,7 @@ def freeze(
     call.numbers(epsilon, scale_offset)
     every = tuple(range(call.x.ndim))
     given = {name: call.parameter(name, p, every, "statistics") for name, p in (("scale", scale), ("bias", bias))}
-    width = jnp.result_type(
-        stats.mean.dtype, stats.var.dtype, *(wide(p.dtype) for p in given.values() if p is not None)
-    )
+    width = width_of(stats.mean, *given.values())
     inverse = lax.rsqrt(stats.var.astype(width) + jnp.asarray(epsilon, width))
     factor = inverse
     if given["scale"] is not None:
@@ -127,7 +126,8 @@ def fold_into_next(
         than 1 the convolution must not pad: padded zeros have no bias.
       bias: of that layer; None is 0.
       scale_offset: that of the norm.
-      axis: the kernel's axis of input features, in Flax the last but one.
+      axis: the kernel's axis of input features, in Flax the last but one. The outputs are on the last axis, or, if that
+        is the inputs' (-1: a transposed kernel), on the one before it.
 
     Returns:
       (kernel', bias'), in the kernel's dtype; bias' is None if there was no bias at all.
@@ -154,9 +154,15 @@ def fold_into_next(
     if scale is not None:
         folded = wide_kernel * (scale.astype(wide_kernel.dtype) + jnp.asarray(scale_offset, wide_kernel.dtype))
     if shift is not None:
-        added = jnp.sum(shift.astype(wide_kernel.dtype) * wide_kernel, tuple(range(call.x.ndim - 1)))
+        added = jnp.sum(shift.astype(wide_kernel.dtype) * wide_kernel, _not_outputs(call.x.ndim, inputs[0]))
         bias = added if bias is None else jnp.asarray(bias).astype(added.dtype) + added
     return folded.astype(call.x.dtype), None if bias is None else jnp.asarray(bias).astype(call.x.dtype)
+
+
+def _not_outputs(ndim: int, inputs: int) -> tuple[int, ...]:
+    """All axes of a kernel but that of its outputs: the last, or before it where the inputs are last."""
+    outputs = ndim - 1 if inputs != ndim - 1 else ndim - 2
+    return tuple(a for a in range(ndim) if a != outputs)
 
 
 def dense_after_rms_norm(

@@ -294,6 +294,190 @@ def test_a_module_is_its_function(row, idiom, training, rng):
         assert np.abs(g).max() > 1e-3, f"{name} does not train"
 
 
+FIRST = {"scale": (5,), "bias": (5,)}
+OTHER = jn.RunningStats(jnp.linspace(1.0, 2.0, 5), jnp.linspace(0.5, 1.5, 5), jnp.zeros(5))
+STYLE_MASK = jnp.arange(5)[None, :, None] < 3
+VARIANTS = [  # options that are not the default, features on another axis than the last where there is a choice
+    Row(
+        "BatchRenorm",
+        lambda p, stats, x, mask, training: jn.batch_renorm(
+            x, stats, *rest(p), training=training, where=mask, feature_axis=1, ddof=1, scale_offset=1.0, r_max=1.5,
+            d_max=0.5, momentum=0.5, epsilon=0.1,
+        ),
+        FIRST, {"num_features": 5},
+        {"axis": 1, "ddof": 1, "scale_offset": 1.0, "r_max": 1.5, "d_max": 0.5, "momentum": 0.5, "epsilon": 0.1},
+        initial=OTHER,
+    ),
+    Row(
+        "DomainBatchNorm",
+        lambda p, stats, x, mask, training: jn.domain_batch_norm(
+            x, stats, 0, *rest(p), training=training, where=mask, feature_axis=1, ddof=1, scale_offset=1.0, epsilon=0.1,
+            momentum=0.99,
+        ),
+        FIRST, {"num_features": 5, "num_domains": 2}, {"axis": 1, "ddof": 1, "scale_offset": 1.0, "epsilon": 0.1}, (0,),
+        jax.tree.map(lambda a: jnp.stack([a, a]), OTHER),
+    ),
+    Row(
+        "Whiten",
+        lambda p, stats, x, mask, training: jn.whiten(
+            x, stats, *rest(p), training=training, where=mask, num_groups=3, method="newton", steps=2, epsilon=0.1,
+            scale_offset=1.0, momentum=0.99,
+        ),
+        VECTOR, options={"num_groups": 3, "method": "newton", "steps": 2, "epsilon": 0.1, "scale_offset": 1.0},
+        initial=COVARIANCE,
+    ),
+    Row(
+        "MeanOnlyBatchNorm",
+        lambda p, stats, x, mask, training: jn.mean_only_batch_norm(
+            x, stats, None, training=training, where=mask, feature_axis=1, momentum=0.99
+        ),
+        {}, {"num_features": 5}, {"axis": 1, "use_bias": False}, initial=OTHER,
+    ),
+    Row(
+        "EvoNormB0",
+        lambda p, stats, x, mask, training: jn.evo_norm_b0(
+            x, stats, None, *rest(p), training=training, where=mask, feature_axis=1, ddof=1, scale_offset=1.0,
+            epsilon=0.1, momentum=0.99,
+        ),
+        FIRST, {"num_features": 5},
+        {"axis": 1, "ddof": 1, "scale_offset": 1.0, "epsilon": 0.1, "use_activation": False}, initial=OTHER,
+    ),
+    Row(
+        "EvoNormS0",
+        lambda p, _, x, mask, __: jn.evo_norm_s0(
+            x, None, *rest(p), group_size=5, where=mask, feature_axis=1, scale_offset=1.0, epsilon=0.1
+        ),
+        FIRST, {"num_features": 5},
+        {"num_groups": None, "group_size": 5, "use_activation": False, "feature_axis": 1, "scale_offset": 1.0}
+        | {"epsilon": 0.1},
+    ),
+    Row(
+        "GlobalResponseNorm",
+        lambda p, _, x, mask, __: jn.global_response_norm(x, p["scale"], where=mask, feature_axis=1, epsilon=0.1),
+        {"scale": (5,)}, {"num_features": 5}, {"feature_axis": 1, "epsilon": 0.1, "use_bias": False},
+    ),
+    Row(
+        "FilterResponseNorm",
+        lambda p, _, x, mask, __: jn.filter_response_norm(
+            x, *rest(p), where=mask, feature_axis=1, scale_offset=1.0, epsilon=0.1 + jnp.abs(p["learned_epsilon"])
+        ),
+        FIRST | {"learned_epsilon": ()}, {"num_features": 5},
+        {"use_threshold": False, "learn_epsilon": True, "feature_axis": 1, "scale_offset": 1.0, "epsilon": 0.1},
+    ),
+    Row(
+        "LocalResponseNorm",
+        lambda p, _, x, mask, __: jn.local_response_norm(
+            x, size=3, alpha=0.5, beta=0.5, k=2.0, feature_axis=1, where=mask
+        ),
+        sizes={}, options={"size": 3, "alpha": 0.5, "beta": 0.5, "k": 2.0, "feature_axis": 1}, rngs=False,
+    ),
+    Row(
+        "DynamicTanh",
+        lambda p, _, x, mask, __: jn.dynamic_tanh(x, p["alpha"], p["scale"], where=mask, scale_offset=1.0),
+        {"alpha": (), "scale": (N,)}, options={"use_bias": False, "scale_offset": 1.0},
+    ),
+    Row(
+        "DynamicErf",
+        lambda p, _, x, mask, __: jn.dynamic_erf(x, p["alpha"], p["shift"], p["scale"], where=mask, scale_offset=1.0),
+        {"alpha": (), "shift": (), "scale": (N,)}, options={"use_bias": False, "scale_offset": 1.0},
+    ),
+    Row(
+        "AdaptiveLayerNorm",
+        lambda p, _, x, mask, __: jn.layer_norm(
+            x, *spread(jnp.tanh(CONDITION) @ p["modulation/kernel"] + p["modulation/bias"], 2), scale_offset=1.0,
+            where=mask, epsilon=0.1,
+        ),
+        {"modulation/kernel": (3, 12), "modulation/bias": (12,)}, {"num_features": N, "condition_features": 3},
+        {"activation": jnp.tanh, "epsilon": 0.1}, (CONDITION,),
+    ),
+    Row(
+        "ConditionalBatchNorm",
+        lambda p, stats, x, mask, training: jn.batch_norm(
+            x, stats, p["classes/embedding"][LABELS][:, :, None], training=training, where=mask, feature_axis=1, ddof=1,
+            scale_offset=1.0, epsilon=0.1, momentum=0.99,
+        ),
+        {"classes/embedding": (3, 5)}, {"num_features": 5},
+        {"num_classes": 3, "axis": 1, "ddof": 1, "use_bias": False, "epsilon": 0.1}, (LABELS,), OTHER,
+    ),
+    Row(
+        "AddRMSNorm",
+        lambda p, _, x, mask, __: jn.add_rms_norm(x, STYLE, p["scale"], where=mask, scale_offset=1.0, epsilon=0.1),
+        {"scale": (N,)}, options={"scale_offset": 1.0, "epsilon": 0.1}, after=(STYLE,),
+    ),
+    Row(
+        "AddLayerNorm",
+        lambda p, _, x, mask, __: jn.add_layer_norm(x, STYLE, p["scale"], where=mask, scale_offset=1.0, epsilon=0.1),
+        {"scale": (N,)}, options={"scale_offset": 1.0, "epsilon": 0.1, "use_bias": False}, after=(STYLE,),
+    ),
+    Row(
+        "LpNormalize",
+        lambda p, _, x, mask, __: jn.lp_normalize(x, p=1, axis=(1, 2), epsilon=100.0, where=mask),
+        sizes={}, options={"p": 1, "axis": (1, 2), "epsilon": 100.0}, rngs=False,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("idiom", IDIOMS)
+@pytest.mark.parametrize("row", VARIANTS, ids=str)
+def test_every_option_reaches_the_function(row, idiom, rng):
+    test_a_module_is_its_function(row, idiom, True, rng)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("idiom", IDIOMS)
+@pytest.mark.parametrize("row", [row for row in WITH_STATE if row.name != "DomainBatchNorm"], ids=str)
+def test_devices_and_debiasing_reach_the_function(row, idiom, rng):
+    """Over four devices in pairs, from a state that has no weight: each pair's own statistics, and nothing else."""
+    x = jnp.asarray(rng.normal(size=(4, *SHAPE)) + np.arange(4)[:, None, None, None], jnp.float32)
+    options = {"axis_name": "d", "axis_index_groups": [[0, 1], [2, 3]], "debias": True, "momentum": 0.5}
+
+    def run(x):
+        if idiom == "linen":
+            module = row.linen(use_running_average=False, **options)
+            variables = module.init(jax.random.key(0), x, *row.after)
+            return module.apply(variables, x, *row.after, mutable="batch_stats")[1]["batch_stats"]["mean"]
+        module = row.nnx(**options)
+        module(x, *row.after)
+        return module.mean[...]
+
+    means = jax.vmap(run, axis_name="d")(x)
+    each = np.asarray(x).mean((1, 2))
+    expected = np.stack([(each[i - i % 2] + each[i - i % 2 + 1]) / 2 for i in range(4)])
+    assert_allclose(means, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("idiom", IDIOMS)
+def test_the_style_has_a_mask_of_its_own(idiom, rng):
+    x, _ = data(rng, masked=False)
+    style = jnp.where(STYLE_MASK, STYLE, jnp.nan)
+    module = jnl.AdaptiveInstanceNorm(epsilon=0.1) if idiom == "linen" else jnnx.AdaptiveInstanceNorm(epsilon=0.1)
+    call = (lambda *a, **k: module.apply({}, *a, **k)) if idiom == "linen" else module
+    expected = jn.adaptive_instance_norm(x, STYLE[:, :3], epsilon=0.1)
+    assert_allclose(call(x, style, style_mask=STYLE_MASK), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("library", [jnl, jnnx], ids=["linen", "nnx"])
+def test_initial_values_can_be_chosen(library):
+    """alpha, shift and the initializers of what else is learned."""
+    fill = jax.nn.initializers.constant
+    for name, options in {
+        "DynamicErf": {"alpha_init": 0.25, "shift_init": 0.75, "scale_init": fill(2.0), "bias_init": fill(3.0)},
+        "FilterResponseNorm": {"threshold_init": fill(-1.0)},
+        "EvoNormB0": {"v_init": fill(0.125)},
+    }.items():
+        sizes = {"num_features": N} if library is jnnx else {}
+        module = getattr(library, name)(**sizes, **options, **({"rngs": nnx.Rngs(0)} if library is jnnx else {}))
+        if library is jnl:
+            mode = {"use_running_average": True} if name == "EvoNormB0" else {}
+            params = module.init(jax.random.key(0), jnp.ones((2, 3, N)), **mode)["params"]
+        else:
+            params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+        for option, value in options.items():
+            wanted = value if isinstance(value, float) else float(value(jax.random.key(0), (), jnp.float32))
+            assert_array_equal(params[option.removesuffix("_init")], wanted)
+
+
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_variables_have_these_names_and_shapes(row, rng):
     """And initializing measures nothing: a batch of one will do, no device axis is needed, statistics are untouched."""
@@ -317,6 +501,7 @@ def group_of(row):
     return {k: v for k, v in row.options.items() if k == "group_size"}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("row", [row for row in ROWS if row.parameters], ids=str)
 def test_both_idioms_start_with_the_same_numbers(row):
     first = [a[:1] if isinstance(a, jax.Array) else a for a in row.after]
@@ -346,6 +531,7 @@ def test_modes(row, rng):
         row.linen().init(jax.random.key(0), x, *row.after)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("idiom", IDIOMS)
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_half_precision_follows_flax(row, idiom, rng):

@@ -113,6 +113,26 @@ def test_a_folded_network_has_no_norm_left_in_its_program(rng):
     assert "subtract" in program
 
 
+@pytest.mark.parametrize("shape", [(4, 4), (6, 4), (2, 3, 6, 4)], ids=str)
+def test_a_norm_in_the_next_layer_whose_inputs_are_last(shape, rng):
+    """torch's layout, and Flax's transposed kernels: the bias is summed over everything but the outputs."""
+    kernel = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    scale, shift, bias = (jnp.asarray(rng.normal(size=n), jnp.float32) for n in (4, 4, shape[-2]))
+    x = jnp.asarray(rng.normal(size=(3, *shape[:-2], 4)), jnp.float32)  # a patch for every place of the kernel
+    layer = lambda x, kernel, bias: jnp.einsum("n...i,...oi->no", x, kernel) + bias[None]
+    folded, moved = fold.fold_into_next(scale, shift, kernel, bias, axis=-1)
+    assert_allclose(
+        layer(jn.layer_norm(x), folded, moved), layer(jn.layer_norm(x, scale, shift), kernel, bias), atol=1e-5
+    )
+
+
+def test_half_precision_statistics_are_frozen_wide():
+    stats = jn.RunningStats(jnp.full(2, 3.0, jnp.bfloat16), jnp.full(2, 5.0, jnp.bfloat16), jnp.ones(2))
+    scale, bias = fold.freeze(stats, epsilon=0.0)
+    assert scale.dtype == bias.dtype == jnp.float32
+    assert_allclose(scale, 5**-0.5, rtol=1e-6)
+
+
 STATS = jn.RunningStats.init(6)
 ERRORS = {
     "fold_batch_norm: the statistics must be those of the kernel's output features; got stats of shape (6,), "

@@ -221,7 +221,9 @@ class Stable:
         return functools.partial(getattr(nn, name), use_fast_variance=False)
 
 
-@pytest.mark.parametrize("model", [ResNet, Transformer, UNetBlock], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "model", [ResNet, Transformer, pytest.param(UNetBlock, marks=pytest.mark.full)], ids=lambda m: m.__name__
+)
 def test_a_model_written_once_trains_to_the_same_losses(model):
     """The same tree from the same key, the same outputs, twenty SGD steps to the same losses."""
     rng = np.random.default_rng(0)

@@ -266,12 +266,95 @@ def test_whitening_and_domains_stay(rng):
 
 
 def test_linen_reuses_no_trace_of_nn_jit(batches):
-    """A model under nn.jit that has been called before is traced anew."""
+    """A model under nn.jit that has been called before, and recalibrated before, is traced anew."""
     model = nn.jit(jnl.BatchNorm)(use_running_average=False)
     variables = model.init(KEY, batches[0])
     model.apply(variables, batches[0], mutable="batch_stats")
-    new = jnl.recalibrate(model, variables, batches)
-    assert_allclose(new["batch_stats"]["mean"], np.concatenate(batches).mean(0), rtol=1e-5)
+    for some in (batches[:2], batches):
+        new = jnl.recalibrate(model, variables, some)
+        assert_allclose(new["batch_stats"]["mean"], np.concatenate(some).mean(0), rtol=1e-5)
+
+
+def test_batch_renorm_forgets_its_old_statistics_while_it_is_measured(rng):
+    """Corrected towards them it would hand on what no later inference does."""
+    x = jnp.asarray(rng.normal(size=(256, 5)) * 3 + 10, jnp.float32)
+    model = nn.Sequential([jnl.BatchRenorm(use_running_average=False) for _ in range(2)])
+    stats = jnl.recalibrate(model, model.init(KEY, x), [x])["batch_stats"]["layers_1"]
+    norms = nnx.Sequential(*(jnnx.BatchRenorm(5, rngs=nnx.Rngs(0)) for _ in range(2)))
+    second = jnnx.recalibrate(norms, [x]).layers[1]
+    for mean, var in ((stats["mean"], stats["var"]), (second.mean[...], second.var[...])):
+        assert_allclose(mean, 0, atol=1e-5)
+        assert_allclose(var, 1, rtol=1e-3)
+
+
+class TwiceLinen(jnl.BatchRenorm):
+    @nn.compact
+    def __call__(self, x, training):
+        return super().__call__(2 * x, use_running_average=not training)
+
+
+class TwiceNNX(jnnx.BatchRenorm):
+    def __call__(self, x):
+        return super().__call__(2 * x)
+
+
+def test_a_subclass_is_measured_where_its_norm_is_called(batches):
+    """Once, and with what it hands to the norm."""
+    model = TwiceLinen(ddof=1)
+    stats = jnl.recalibrate(model, model.init(KEY, batches[0], True), batches, training=True)["batch_stats"]
+    norm = jnnx.recalibrate(TwiceNNX(5, ddof=1, rngs=nnx.Rngs(0)), batches)
+    assert type(norm) is TwiceNNX
+    entered = 2 * np.concatenate(batches)
+    for mean, var in ((stats["mean"], stats["var"]), (norm.mean[...], norm.var[...])):
+        assert_allclose(mean, entered.mean(0), rtol=1e-5)
+        assert_allclose(var, entered.var(0, ddof=1), rtol=1e-5)
+
+
+def test_nnx_traces_and_keeps_what_saw_nothing(batches):
+    """Under jax.jit; with a mask that hides everything the statistics are as they were, bit for bit."""
+    graph, state = nnx.split(jnnx.BatchNorm(5, rngs=nnx.Rngs(0)))
+
+    @jax.jit
+    def run(state, batches):
+        return jnnx.recalibrate(nnx.merge(graph, state), batches).mean[...]
+
+    assert_allclose(run(state, batches), np.concatenate(batches).mean(0), rtol=1e-5)
+    norm = nnx.merge(graph, state)
+    norm.mean[...] = jnp.full(5, 0.25)
+    kept = jnnx.recalibrate(norm, batches, mask=jnp.zeros((1, 5), bool))
+    assert_array_equal(kept.mean[...], 0.25)
+
+
+@pytest.mark.parametrize("groups", [None, [[0, 1], [2, 3]]], ids=["all devices", "pairs"])
+def test_devices_pool_by_their_groups(groups, rng):
+    """Four devices under vmap: each ends with the statistics of its group."""
+    x = jnp.asarray(rng.normal(size=(4, 3, 5)) + np.arange(4)[:, None, None], jnp.float32)
+    options = {"axis_name": "devices", "axis_index_groups": groups}
+    mapped = nn.vmap(
+        jnl.BatchNorm, variable_axes={"params": 0, "batch_stats": 0}, split_rngs={"params": True}, axis_name="devices"
+    )
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return mapped(use_running_average=False, name="norm", **options)(x)
+
+    linen = jnl.recalibrate(Net(), Net().init(KEY, x), [x])["batch_stats"]["norm"]["mean"]
+
+    class Stack(nnx.Module):
+        def __init__(self):
+            make = nnx.vmap(lambda rngs: jnnx.BatchNorm(5, rngs=rngs, **options))
+            self.norms = make(nnx.Rngs(0).split(4))
+
+        def __call__(self, x):
+            return nnx.vmap(lambda norm, x: norm(x), axis_name="devices")(self.norms, x)
+
+    stacked = jnnx.recalibrate(Stack(), [x]).norms.mean[...]
+    each = np.asarray(x).mean(1)
+    sets = [range(4)] * 4 if groups is None else [g for g in groups for _ in g]
+    expected = np.stack([each[list(s)].mean(0) for s in sets])
+    assert_allclose(linen, expected, rtol=1e-5, atol=1e-6)
+    assert_allclose(stacked, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_errors(batches):
@@ -279,13 +362,13 @@ def test_errors(batches):
     variables = model.init(KEY, batches[0], True)
     with pytest.raises(ValueError, match="recalibrate: `batches` must hold at least one batch"):
         jnl.recalibrate(model, variables, [], training=True)
-    with pytest.raises(ValueError, match="recalibrate: a norm with running statistics must be training; got none"):
+    with pytest.raises(ValueError, match=r"recalibrate: a norm of a batch.* must be training; got none"):
         jnl.recalibrate(model, variables, batches, training=False)
-    with pytest.raises(ValueError, match="recalibrate: a norm with running statistics must be training; got none"):
+    with pytest.raises(ValueError, match=r"recalibrate: a norm of a batch.* must be training; got none"):
         jnl.recalibrate(nn.Dense(2), nn.Dense(2).init(KEY, batches[0]), batches)
     with pytest.raises(ValueError, match="recalibrate: `batches` must hold at least one batch"):
         jnnx.recalibrate(NNXNet(jnnx, nnx.Rngs(0)), [])
-    with pytest.raises(ValueError, match="recalibrate: a norm with running statistics must be training; got none"):
+    with pytest.raises(ValueError, match=r"recalibrate: a norm of a batch.* must be training; got none"):
         jnnx.recalibrate(nnx.Linear(5, 2, rngs=nnx.Rngs(0)), batches)
 
 

@@ -21,12 +21,13 @@ def data(rng):
 def test_both_results_and_all_gradients(name, dtype, data, rng):
     """Beside the two steps written out; both results have cotangents, as in a network both have consumers."""
     form, norm, count = FORMS[name]
-    x, residual, *weights = (a.astype(dtype) for a in data)
     parameters = [jnp.asarray(rng.uniform(0.5, 1.5, 6), jnp.float32) for _ in range(count)]
     mask = jnp.asarray(rng.random((3, 4, 1)) > 0.3)
+    x, residual, *weights = (a.astype(dtype) for a in data)
+    x = jnp.where(mask, x, jnp.nan)
 
     def by_hand(x, residual, *parameters):
-        h = x + residual
+        h = jnp.where(mask, x, 0) + jnp.where(mask, residual, 0)  # masked places give 0, in the stream too
         return norm(h, *parameters, where=mask, epsilon=1e-3), h
 
     f = lambda x, residual, *parameters: form(x, residual, *parameters, where=mask, epsilon=1e-3)

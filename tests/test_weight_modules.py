@@ -273,7 +273,7 @@ def test_a_wrapped_layer_trains_as_its_formula_written_out(idiom):
 
 
 @pytest.mark.parametrize("idiom", ["linen", "nnx"])
-@pytest.mark.parametrize("layer", ["dense", "conv", "grouped"])
+@pytest.mark.parametrize("layer", ["dense", "grouped", pytest.param("conv", marks=pytest.mark.full)])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_standardized_weights_of_any_layer(idiom, layer, scaled):
     """The layer's own kernel, standardized in NumPy over everything but the outputs; the kernel itself stays."""

@@ -78,7 +78,8 @@ def test_devices_equal_one_device(method, rng):
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-5, atol=2e-4), split, (y, new))
 
 
-@pytest.mark.parametrize("method", ["zca", *(pytest.param(m, marks=pytest.mark.full) for m in METHODS[1:])])
+@pytest.mark.full
+@pytest.mark.parametrize("method", METHODS)
 def test_derivatives_of_every_order_where_eigenvalues_are_equal(method):
     """The corners of a square: covariance 1. An eigendecomposition has no derivative there; the whitening has."""
     x = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])

@@ -1,6 +1,7 @@
 """Adaptive norms: what is put back is computed from something else, a class, a time step, a text, another image."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -33,9 +34,9 @@ class AdaptiveInstanceNorm(nn.Module):
 
     def __call__(self, content, style, *, mask: ArrayLike | None = None, style_mask: ArrayLike | None = None):
         """Give the content the style's statistics."""
-        masks = {"where": mask_of(mask), "style_where": mask_of(style_mask)}
-        options = {"feature_axis": self.feature_axes, "epsilon": self.epsilon, "dtype": self.dtype}
-        return adaptive_instance_norm(content, style, **options, **masks)
+        options: dict[str, Any] = {"where": mask_of(mask), "style_where": mask_of(style_mask)}
+        options |= {"feature_axis": self.feature_axes, "epsilon": self.epsilon, "dtype": self.dtype}
+        return adaptive_instance_norm(content, style, **options)
 
 
 class AdaptiveLayerNorm(nn.Module):
@@ -116,6 +117,10 @@ class ConditionalBatchNorm(RunningNorm):
         count, features = (2 if self.use_bias else 1), x.shape[feature]
         options = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         if self.num_classes is None:
+            if not jnp.issubdtype(jnp.asarray(condition).dtype, jnp.inexact):
+                todo = "For labels give `num_classes`."
+                got = f"dtype {jnp.asarray(condition).dtype}"
+                raise TypeError(f"ConditionalBatchNorm: the condition must be vectors of floats; got {got}. {todo}")
             options |= {"use_bias": False, "kernel_init": self.embedding_init}
             modulation = nn.Dense(count * features, name="modulation", **options)
         else:
@@ -130,7 +135,6 @@ class ConditionalBatchNorm(RunningNorm):
             bias[0] if bias else None,
             training=state.training,
             epsilon=self.epsilon,
-            feature_axis=feature,
             ddof=self.ddof,
             scale_offset=1.0,
             dtype=canonicalize_dtype(x, scale, dtype=self.dtype),

@@ -35,7 +35,7 @@ class MeanOnlyBatchNorm(RunningNorm):
         bias = learned(self, "bias", x, features) if self.use_bias else None
         dtype = canonicalize_dtype(x, bias, dtype=self.dtype)
         state = running(self, self._training(use_running_average), tuple(x.shape[a] for a in features))
-        options = {"training": state.training, "feature_axis": features, "ddof": self.ddof, "dtype": dtype}
+        options = {"training": state.training, "ddof": self.ddof, "dtype": dtype}
         y, stats = mean_only_batch_norm(x, state.stats, bias, **options, **self._keywords(mask))
         state.keep(stats)
         return y

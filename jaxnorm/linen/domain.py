@@ -3,9 +3,10 @@
 import flax.linen as nn
 from jax.typing import ArrayLike
 
+from jaxnorm.arguments import Call
 from jaxnorm.linen.parameters import canonical, parameters
 from jaxnorm.linen.running import ScaledRunningNorm, running
-from jaxnorm.norms.domain import domain_batch_norm
+from jaxnorm.norms.domain import domain_batch_norm, which_domain
 
 
 class DomainBatchNorm(ScaledRunningNorm):
@@ -36,7 +37,8 @@ class DomainBatchNorm(ScaledRunningNorm):
         leading = () if self.shared else (self.num_domains,)
         scale, bias, dtype = parameters(self, x, features, self.use_bias, leading)
         if not self.shared:
-            scale, bias = (None if p is None else p[domain] for p in (scale, bias))
+            which = which_domain(Call("DomainBatchNorm", x), domain, self.num_domains)
+            scale, bias = (None if p is None else p[which] for p in (scale, bias))
         state = running(self, self._training(use_running_average), (self.num_domains, *(x.shape[a] for a in features)))
         y, stats = domain_batch_norm(
             x,
@@ -46,7 +48,6 @@ class DomainBatchNorm(ScaledRunningNorm):
             bias,
             training=state.training,
             epsilon=self.epsilon,
-            feature_axis=features,
             ddof=self.ddof,
             scale_offset=self.scale_offset,
             dtype=dtype,

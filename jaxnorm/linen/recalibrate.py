@@ -1,5 +1,7 @@
 """The running statistics of a whole model, measured again: exact pooled moments instead of a moving average."""
 
+import inspect
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -20,6 +22,8 @@ from jaxnorm.running import RunningStats
 from jaxnorm.running import recalibrate as pooled
 
 MEASURED = (BatchNorm, nn.BatchNorm, BatchRenorm, ConditionalBatchNorm, MeanOnlyBatchNorm, EvoNormB0)
+_CALLS = itertools.count()
+_NONE = "recalibrate: a norm of a batch, not of domains and not whitening, must be training; got none in this call."
 _MOMENTS = "moments_of_this_batch"  # beside mean and var, so that scan and vmap carry it along with them
 
 
@@ -42,8 +46,8 @@ def recalibrate(
       model: any Linen module with `BatchNorm` (ours, or Flax's own), `BatchRenorm`, `ConditionalBatchNorm`,
         `MeanOnlyBatchNorm` or `EvoNormB0` in it; statistics of other modules stay. Under `nn.scan` and `nn.vmap` too.
       variables: as for `model.apply`; not changed.
-      batches: any iterable of what the model is called with; a tuple is several positional arguments. Wrap it in a
-        progress bar if it is long. Batches of one shape are compiled once.
+      batches: any iterable of what the model is called with; a tuple or list is several positional arguments. Wrap it
+        in a progress bar if it is long. Batches of one shape are compiled once.
       kwargs: keywords of the call, for example training=True; the norms must be training. Also `rngs`.
       method, mutable: as for `model.apply`; collections besides batch_stats that must be mutable.
 
@@ -66,28 +70,37 @@ def recalibrate(
     """
     ddofs: dict[tuple[str, ...], int] = {}
     start = _with_moments(variables.get("batch_stats", {}))
-    # `nn.jit` keeps its traces by what is mutable, and must not take one that measures nothing.
-    changing = union_filters(union_filters(mutable, "batch_stats"), "jaxnorm.recalibrate")
+    # `nn.jit` keeps its traces by what is mutable, and must not take one of another call, which measures for that.
+    changing = union_filters(union_filters(mutable, "batch_stats"), f"jaxnorm.recalibrate {next(_CALLS)}")
+
+    if not start:
+        raise ValueError(f"{_NONE} Give the variables of a model with norms, `batch_stats` among them.")
 
     def measure(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
         norm = context.module
         if context.method_name != "__call__" or not isinstance(norm, MEASURED) or norm.is_initializing():
             return call(*args, **kwargs)
-        before = norm.get_variable("batch_stats", "mean")
+        before, so_far = (norm.get_variable("batch_stats", name) for name in ("mean", _MOMENTS))
+        # What enters the next norm must not depend on the old statistics.
+        if isinstance(norm, BatchRenorm) and "r_max" in inspect.signature(call).parameters:
+            kwargs = {**kwargs, "r_max": 1.0, "d_max": 0.0}
         y = call(*args, **kwargs)
-        if norm.get_variable("batch_stats", "mean") is not before:  # it trains
+        trained = norm.get_variable("batch_stats", "mean") is not before
+        # A subclass that called its norm's own __call__ has been measured there.
+        if trained and norm.get_variable("batch_stats", _MOMENTS) is so_far:
             x = jnp.asarray(args[0] if args else kwargs["x"])
             others = tuple(a for a in range(x.ndim) if a not in canonical(x.ndim, norm.axis))
             devices = {"axis_name": norm.axis_name, "axis_index_groups": groups_of(norm)}
             m = moments(x, others, where=mask_of(kwargs.get("mask")), **devices)
-            so_far = norm.get_variable("batch_stats", _MOMENTS)  # of an earlier call of the same norm
-            norm.put_variable("batch_stats", _MOMENTS, merge(so_far, m))
+            merged = merge(so_far, m)  # with what an earlier call of the same norm saw
+            merged = jax.tree.map(lambda new, kept: new.astype(kept.dtype), merged, so_far)
+            norm.put_variable("batch_stats", _MOMENTS, merged)
             ddofs[norm.path] = getattr(norm, "ddof", 0)
         return y
 
     @jax.jit
     def measured(variables: Any, start: Any, batch: Any) -> Any:
-        args = batch if isinstance(batch, tuple) else (batch,)
+        args = batch if isinstance(batch, (tuple, list)) else (batch,)
         with nn.intercept_methods(measure):
             _, new = model.apply({**variables, "batch_stats": start}, *args, method=method, mutable=changing, **kwargs)
         return _moments_of(new["batch_stats"])
@@ -103,7 +116,7 @@ def recalibrate(
     found = pooled(lambda batch: measured(variables, start, batch), counted())
     if not ddofs:
         todo = "Pass what makes it train (training=True, use_running_average=False, ...)."
-        raise ValueError(f"recalibrate: a norm with running statistics must be training; got none in this call. {todo}")
+        raise ValueError(f"{_NONE} {todo}")
     return {**variables, "batch_stats": _updated(variables["batch_stats"], found, ddofs, seen)}
 
 

@@ -9,7 +9,7 @@ from jaxnorm.norms.renorm import batch_renorm
 
 
 class BatchRenorm(ScaledRunningNorm):
-    """Batch renorm; see `jaxnorm.batch_renorm`. A drop-in for `BatchNorm`, with its variables.
+    """Batch renorm; see `jaxnorm.batch_renorm`. Called as `BatchNorm` is, with its variables.
 
     Args (beyond ScaledRunningNorm's, see `jaxnorm.linen.running`):
       ddof: 1 keeps the unbiased variance.
@@ -53,7 +53,6 @@ class BatchRenorm(ScaledRunningNorm):
             r_max=self.r_max if r_max is None else r_max,
             d_max=self.d_max if d_max is None else d_max,
             epsilon=self.epsilon,
-            feature_axis=features,
             ddof=self.ddof,
             scale_offset=self.scale_offset,
             dtype=dtype,

@@ -91,8 +91,8 @@ class LocalResponseNorm(nn.Module):
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnl
-      >>> jnl.LocalResponseNorm(size=1, alpha=1.0, beta=0.5).apply({}, jnp.array([0.0, 3.0])).round(4)
-      Array([0.    , 0.9487], dtype=float32)
+      >>> jnl.LocalResponseNorm(size=1, alpha=1.0, beta=1.0).apply({}, jnp.array([0.0, 3.0]))
+      Array([0. , 0.3], dtype=float32)
     """
 
     size: int

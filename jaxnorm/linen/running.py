@@ -42,6 +42,7 @@ class RunningNorm(nn.Module):
         return {
             "momentum": self.momentum,
             "debias": self.debias,
+            "feature_axis": self.axis,
             "where": mask_of(mask),
             "axis_name": self.axis_name,
             "axis_index_groups": groups_of(self),
@@ -77,10 +78,10 @@ class Running:
         names = (*names, "count") if module.debias or module.momentum is None else names
         kept = {name: module.variable("batch_stats", name, lambda name=name: getattr(initial, name)) for name in names}
         self.training = training and not module.is_initializing()
-        self.stats = initial._replace(**{name: widened(variable.value) for name, variable in kept.items()})
+        self.stats: Any = initial._replace(**{name: widened(variable.value) for name, variable in kept.items()})
         self._kept = kept
 
-    def keep(self, stats: NamedTuple) -> None:
+    def keep(self, stats: Any) -> None:
         if self.training:
             for name, variable in self._kept.items():
                 variable.value = getattr(stats, name)

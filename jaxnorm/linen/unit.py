@@ -23,8 +23,8 @@ class LpNormalize(nn.Module):
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnl
-      >>> jnl.LpNormalize(use_scale=True).init_with_output(jax.random.key(0), jnp.array([3.0, 0, 4, 0]))[0].round(4)
-      Array([1.2, 0. , 1.6, 0. ], dtype=float32)
+      >>> jnl.LpNormalize(use_scale=True).init_with_output(jax.random.key(0), jnp.array([0.0, 0, 4, 0]))[0]
+      Array([0., 0., 2., 0.], dtype=float32)
     """
 
     p: float = 2

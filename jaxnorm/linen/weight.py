@@ -84,7 +84,7 @@ class WeightStandardize(nn.Module):
     Args:
       scaled: divide by the root of the fan-in too, and have a gain (scaled weight standardization, as in NFNets).
       use_gain, gain_init: a parameter `gain` per output; None has it with `scaled`.
-      feature_axes: the outputs.
+      feature_axes: the outputs; all of them for a layer with several, as `DenseGeneral((2, 3))`: (-2, -1).
       variable_filter: parts of the names of parameters that are standardized.
 
     Example:

@@ -1,5 +1,7 @@
 """Whitening with a running covariance."""
 
+import math
+
 import flax.linen as nn
 from jax.typing import ArrayLike
 
@@ -39,7 +41,7 @@ class Whiten(ScaledRunningNorm):
         features = canonical(x.ndim, self.axis)
         scale, bias, dtype = parameters(self, x, features, self.use_bias)
         groups = {"num_groups": self.num_groups, "group_size": self.group_size}
-        initial = WhiteningStats.init(x.shape[features[0]], **groups)
+        initial = WhiteningStats.init(math.prod(x.shape[a] for a in features), **groups)
         state = Running(self, self._training(use_running_average), initial, ("mean", "cov"))
         y, stats = whiten(
             x,
@@ -50,7 +52,6 @@ class Whiten(ScaledRunningNorm):
             method=self.method,
             steps=self.steps,
             epsilon=self.epsilon,
-            feature_axis=features,  # one, or an error that says so
             scale_offset=self.scale_offset,
             dtype=dtype,
             **groups,

@@ -34,9 +34,9 @@ class AdaptiveInstanceNorm(nnx.Module):
         self, content, style, *, mask: ArrayLike | None = None, style_mask: ArrayLike | None = None
     ) -> jax.Array:
         """Give the content the style's statistics."""
-        masks = {"where": where_of(mask), "style_where": where_of(style_mask)}
-        options = {"feature_axis": self.feature_axes, "epsilon": self.epsilon, "dtype": self.dtype}
-        return adaptive_instance_norm(content, style, **options, **masks)
+        options: dict[str, Any] = {"where": where_of(mask), "style_where": where_of(style_mask)}
+        options |= {"feature_axis": self.feature_axes, "epsilon": self.epsilon, "dtype": self.dtype}
+        return adaptive_instance_norm(content, style, **options)
 
 
 class AdaptiveLayerNorm(nnx.Module):
@@ -106,7 +106,7 @@ class ConditionalBatchNorm(RunningNorm):
         super().__init__(num_features, **options)
         self.epsilon, self.use_bias, self.ddof = epsilon, use_bias, ddof
         width = (2 if use_bias else 1) * num_features
-        dtypes_of = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes_of: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         if (num_classes is None) == (condition_features is None):
             got = f"num_classes={num_classes}, condition_features={condition_features}"
             todo = "A condition is a class or a vector."
@@ -114,11 +114,11 @@ class ConditionalBatchNorm(RunningNorm):
                 f"ConditionalBatchNorm: give exactly one of `num_classes` and `condition_features`; got {got}. {todo}"
             )
             raise ValueError(message)
-        if num_classes is not None:
-            self.classes = nnx.Embed(num_classes, width, embedding_init=embedding_init, rngs=rngs, **dtypes_of)
-        else:
+        if condition_features is not None:
             dtypes_of |= {"use_bias": False, "kernel_init": embedding_init}
             self.modulation = nnx.Linear(condition_features, width, rngs=rngs, **dtypes_of)
+        elif num_classes is not None:
+            self.classes = nnx.Embed(num_classes, width, embedding_init=embedding_init, rngs=rngs, **dtypes_of)
 
     def __call__(
         self, x, condition, use_running_average: bool | None = None, *, mask: ArrayLike | None = None

@@ -56,7 +56,8 @@ class BatchNorm(Norm):
         scale_offset: float = 0.0, ghost_size: int | None = None, debias: bool = False, ddof: int = 0,
         frozen: bool = False,
     ):  # fmt: skip
-        start(self, RunningStats.init(num_features), debias or momentum is None)
+        averages = debias or momentum is None
+        self.mean, self.var, self.count = start(RunningStats.init(num_features), averages)
         self.scale = self._parameter(use_scale, scale_init, num_features, param_dtype, scale_metadata, rngs)
         self.bias = self._parameter(use_bias, bias_init, num_features, param_dtype, bias_metadata, rngs)
         self._options(epsilon, dtype, axis_name, axis_index_groups, use_fast_variance, promote_dtype, scale_offset)

@@ -21,6 +21,7 @@ class MeanOnlyBatchNorm(RunningNorm):
       use_bias, bias_init: of the parameter `bias`.
       ddof: 1 keeps the unbiased variance, which is kept up though y does not use it.
 
+    >>> import jax.numpy as jnp
     >>> MeanOnlyBatchNorm(1, rngs=nnx.Rngs(0))(jnp.array([[1.0], [5.0], [9.0]]))[:, 0]
     Array([-4.,  0.,  4.], dtype=float32)
     """

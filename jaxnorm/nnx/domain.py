@@ -6,8 +6,9 @@ import jax
 from flax import nnx
 from jax.typing import ArrayLike
 
+from jaxnorm.arguments import Call
 from jaxnorm.nnx.running import ScaledRunningNorm, keep, read
-from jaxnorm.norms.domain import domain_batch_norm
+from jaxnorm.norms.domain import domain_batch_norm, which_domain
 from jaxnorm.running import RunningStats
 
 
@@ -19,6 +20,7 @@ class DomainBatchNorm(ScaledRunningNorm):
       shared: one scale and bias for all domains; False: each has its own.
       ddof: 1 keeps the unbiased variance.
 
+    >>> import jax.numpy as jnp
     >>> norm = DomainBatchNorm(1, 2, momentum=0.9, rngs=nnx.Rngs(0))
     >>> y = norm(jnp.array([[1.0], [5.0], [9.0]]), 1)
     >>> norm.mean[:, 0]
@@ -44,7 +46,8 @@ class DomainBatchNorm(ScaledRunningNorm):
         training = self._training(use_running_average)
         scale, bias, options = self._parameters(x)
         if not self.shared:
-            scale, bias = (None if p is None else p[domain] for p in (scale, bias))
+            which = which_domain(Call("DomainBatchNorm", x), domain, self.num_domains)
+            scale, bias = (None if p is None else p[which] for p in (scale, bias))
         options |= {"training": training, "ddof": self.ddof, **self._keywords(mask)}
         y, stats = domain_batch_norm(x, read(self, self._initial()), domain, scale, bias, **options)
         if training:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.core import Tracer
 
 from jaxnorm.arguments import Call, wide
 from jaxnorm.moments import Moments, merge, moments
@@ -21,6 +22,8 @@ from jaxnorm.running import recalibrate as pooled
 
 Model = TypeVar("Model", bound=nnx.Module)
 MEASURED = (BatchNorm, nnx.BatchNorm, BatchRenorm, ConditionalBatchNorm, MeanOnlyBatchNorm, EvoNormB0)
+_NONE = "recalibrate: a norm of a batch, not of domains and not whitening, must be training; got none in this call."
+_MEASURED_CALLS: list[None] = []  # grows while a call that measures is traced
 _PARTS = ("moments_mean", "moments_var", "moments_count")  # BatchStats, so that scan and vmap carry them as the others
 
 
@@ -36,8 +39,8 @@ def recalibrate(model: Model, batches: Iterable[Any], **kwargs: Any) -> Model:
       model: any NNX module with `BatchNorm` (ours, or Flax's own), `BatchRenorm`, `ConditionalBatchNorm`,
         `MeanOnlyBatchNorm` or `EvoNormB0` in it; statistics of other modules stay. Under `nnx.scan` and `nnx.vmap` too.
         It is not changed.
-      batches: any iterable of what the model is called with; a tuple is several positional arguments. Wrap it in a
-        progress bar if it is long. Batches of one shape are compiled once.
+      batches: any iterable of what the model is called with; a tuple or list is several positional arguments. Wrap it
+        in a progress bar if it is long. Batches of one shape are compiled once.
       kwargs: keywords of the call.
 
     Returns:
@@ -68,7 +71,7 @@ def recalibrate(model: Model, batches: Iterable[Any], **kwargs: Any) -> Model:
     @jax.jit
     def measured(state: Any, batch: Any) -> dict[str, Moments]:
         copy = nnx.merge(graph, state)
-        copy(*(batch if isinstance(batch, tuple) else (batch,)), **kwargs)
+        copy(*(batch if isinstance(batch, (tuple, list)) else (batch,)), **kwargs)
         return {path: Moments(*(getattr(norm, name)[...] for name in _PARTS)) for path, norm in _norms(copy)}
 
     seen = 0
@@ -79,10 +82,13 @@ def recalibrate(model: Model, batches: Iterable[Any], **kwargs: Any) -> Model:
             seen += 1
             yield batch
 
+    traced = len(_MEASURED_CALLS)
     found = pooled(lambda batch: measured(state, batch), counted())
-    if not any(jnp.any(m.count > 0) for m in found.values()):
+    counts = [m.count for m in found.values()]
+    # Under `nnx.jit` an earlier trace may have been taken, and then the counts tell.
+    if len(_MEASURED_CALLS) == traced and not any(isinstance(c, Tracer) or jnp.any(c > 0) for c in counts):
         todo = "Leave use_running_average to the modules, or pass what makes it train."
-        raise ValueError(f"recalibrate: a norm with running statistics must be training; got none in this call. {todo}")
+        raise ValueError(f"{_NONE} {todo}")
     new = nnx.clone(model)
     for path, norm in _norms(new):
         _update(norm, found[path], seen)
@@ -95,23 +101,34 @@ def _norms(model: nnx.Module) -> list[tuple[str, Any]]:
 
 @functools.cache
 def _measuring(kind: type[nnx.Module]) -> type[nnx.Module]:
-    """The same class, which also pools the moments of what enters it. Made once: classes are registered for good."""
+    """The same class, which also pools the moments of what enters it. Made once: classes are registered for good.
+
+    The measuring class stands right before the norm in the order of bases, so that a subclass of the norm reaches it by
+    `super()`, with what it really hands to the norm.
+    """
+    norm: Any = next(base for base in kind.__mro__ if base in MEASURED)
 
     def call(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         before = self.mean.get_value()
-        y = kind.__call__(self, x, *args, **kwargs)  # pyright: ignore[reportCallIssue]
+        if isinstance(self, BatchRenorm):  # what enters the next norm must not depend on the old statistics
+            kwargs = {**kwargs, "r_max": 1.0, "d_max": 0.0}
+        y = norm.__call__(self, x, *args, **kwargs)
         if self.mean.get_value() is not before:  # it trains
+            _MEASURED_CALLS.append(None)
             checked = Call("recalibrate", x)
             others = checked.others(axes_of(checked, "axis", self.axis))
             groups = None if self.axis_name is None else self.axis_index_groups
-            devices = {"axis_name": self.axis_name, "axis_index_groups": groups}
+            devices: dict[str, Any] = {"axis_name": self.axis_name, "axis_index_groups": groups}
             m = moments(checked.x, others, where=where_of(kwargs.get("mask")), **devices)
-            m = jax.tree.map(lambda part, kept: part.reshape(kept.shape), m, _moments(self))
-            for name, part in zip(_PARTS, merge(_moments(self), m), strict=True):
-                getattr(self, name).set_value(part)
+            so_far = _moments(self)
+            m = merge(so_far, jax.tree.map(lambda part, kept: part.reshape(kept.shape), m, so_far))
+            for name, part, kept in zip(_PARTS, m, so_far, strict=True):
+                getattr(self, name).set_value(part.astype(kept.dtype))
         return y
 
-    return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "__doc__": kind.__doc__})
+    measuring = type(norm.__name__, (norm,), {"__call__": call, "__module__": norm.__module__})
+    bases = (measuring,) if kind is norm else (kind, measuring)
+    return type(kind.__name__, bases, {"__module__": kind.__module__, "__doc__": kind.__doc__})
 
 
 def _moments(norm: Any) -> Moments:

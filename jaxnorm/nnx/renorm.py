@@ -11,12 +11,13 @@ from jaxnorm.norms.renorm import batch_renorm
 
 
 class BatchRenorm(ScaledRunningNorm):
-    """Batch renorm (Ioffe 2017, arXiv:1702.03275); see `jaxnorm.batch_renorm`. A drop-in for `BatchNorm`.
+    """Batch renorm (Ioffe 2017, arXiv:1702.03275); see `jaxnorm.batch_renorm`. Called as `BatchNorm` is.
 
     Args (beyond ScaledRunningNorm's, which `options` are; see `jaxnorm.nnx.running`):
       r_max, d_max: limits of the correction; the call may give others, traced ones too, as a schedule does.
       ddof: 1 keeps the unbiased variance.
 
+    >>> import jax.numpy as jnp
     >>> norm = BatchRenorm(1, rngs=nnx.Rngs(0))
     >>> norm(jnp.array([[1.0], [5.0], [9.0]]), r_max=1.0, d_max=0.0)[:, 0].round(3)  # batch norm, at first
     Array([-1.225,  0.   ,  1.225], dtype=float32)

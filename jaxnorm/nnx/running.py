@@ -16,10 +16,10 @@ from jaxnorm.nnx.norm import learned, where_of
 from jaxnorm.running import RunningStats
 
 
-def start(module: Any, initial: NamedTuple, averages: bool) -> None:
-    """Give the module a BatchStat for each statistic; updates are counted only where their weights depend on it."""
-    for name, value in initial._asdict().items():
-        setattr(module, name, nnx.BatchStat(value) if name != "count" or averages else nnx.data(None))
+def start(initial: NamedTuple, averages: bool) -> list[Any]:
+    """A BatchStat for each statistic; updates are counted only where their weights depend on it."""
+    needed = lambda name: name != "count" or averages
+    return [nnx.BatchStat(value) if needed(name) else nnx.data(None) for name, value in initial._asdict().items()]
 
 
 def read(module: Any, initial: NamedTuple) -> Any:
@@ -28,7 +28,7 @@ def read(module: Any, initial: NamedTuple) -> Any:
     return initial._replace(**{n: v[...].astype(wide(v.dtype)) for n, v in kept.items() if v is not None})
 
 
-def keep(module: Any, stats: NamedTuple) -> None:
+def keep(module: Any, stats: Any) -> None:
     """In place; in a model that was cast to half precision a statistic becomes wide again with its first update."""
     for name, value in stats._asdict().items():
         variable = getattr(module, name)
@@ -64,9 +64,11 @@ class RunningNorm(nnx.Module):
         self.momentum, self.debias = momentum, debias
         self.dtype, self.param_dtype = dtype, param_dtype
         self.axis_name, self.axis_index_groups = axis_name, axis_index_groups
-        start(self, self._initial(), debias or momentum is None)
+        initial = self._initial()
+        for name, variable in zip(initial._fields, start(initial, debias or momentum is None), strict=True):
+            setattr(self, name, variable)
 
-    def _initial(self) -> NamedTuple:
+    def _initial(self) -> Any:
         return RunningStats.init(self.num_features)
 
     def _training(self, use_running_average: bool | None) -> bool:

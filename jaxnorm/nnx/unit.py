@@ -10,6 +10,7 @@ from flax.typing import Initializer
 from jax.nn.initializers import constant
 from jax.typing import ArrayLike, DTypeLike
 
+from jaxnorm.arguments import Call
 from jaxnorm.nnx.norm import learned, where_of
 from jaxnorm.norms.unit import lp_normalize
 from jaxnorm.standardize import modulate
@@ -24,8 +25,8 @@ class LpNormalize(nnx.Module):
       use_scale: a Param `scale` [], the length that every vector gets.
       scale_init: None starts it at the root of the vector's size (arXiv:1910.05895, section 4).
 
-    >>> LpNormalize(4, use_scale=True, rngs=nnx.Rngs(0))(jnp.array([3.0, 0.0, 4.0, 0.0])).round(4)
-    Array([1.2, 0. , 1.6, 0. ], dtype=float32)
+    >>> LpNormalize(4, use_scale=True, rngs=nnx.Rngs(0))(jnp.array([0.0, 0.0, 4.0, 0.0]))
+    Array([0., 0., 2., 0.], dtype=float32)
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class LpNormalize(nnx.Module):
         p: float = 2, axis: int | Sequence[int] = -1, epsilon: float = 1e-12, use_scale: bool = False,
         scale_init: Initializer | None = None, param_dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs | None = None,
     ):  # fmt: skip
-        self.p, self.axis, self.epsilon = p, axis, epsilon
+        self.num_features, self.p, self.axis, self.epsilon = num_features, p, axis, epsilon
         if not use_scale:
             self.scale = nnx.data(None)
             return
@@ -46,4 +47,10 @@ class LpNormalize(nnx.Module):
     def __call__(self, x, *, mask: ArrayLike | None = None) -> jax.Array:
         """Divide x by its lengths."""
         y = lp_normalize(x, axis=self.axis, p=self.p, epsilon=self.epsilon, where=where_of(mask))
-        return y if self.scale is None else modulate(y, self.scale[...].reshape((1,) * y.ndim), None)
+        if self.scale is None:
+            return y
+        call = Call("LpNormalize", y)
+        if math.prod(call.shape(call.axes(self.axis))) != self.num_features:
+            got = f"num_features={self.num_features}, x.shape={y.shape}, axis={self.axis}"
+            call.fail("a vector must have `num_features` numbers", got, "Check num_features and axis.")
+        return modulate(y, self.scale[...].reshape((1,) * y.ndim), None)

@@ -129,7 +129,7 @@ class WeightStandardize(nnx.Module):
     Args:
       scaled: divide by the root of the fan-in too, and have a gain (Brock et al. 2021, arXiv:2101.08692).
       use_gain, gain_init: in `gains` a Param per output of each weight; None has it with `scaled`.
-      feature_axes: the outputs.
+      feature_axes: the outputs; all of them for a layer with several, as `DenseGeneral((2, 3))`: (-2, -1).
       variable_filter: which parameters are standardized.
 
     >>> layer = WeightStandardize(nnx.Linear(4, 2, rngs=nnx.Rngs(0)), epsilon=0.0, rngs=nnx.Rngs(1))

@@ -20,6 +20,7 @@ class Whiten(ScaledRunningNorm):
 
     Variables: `mean` and `cov`; with `debias` or `momentum=None` also `count`.
 
+    >>> import jax.numpy as jnp
     >>> x = jax.random.normal(jax.random.key(0), (100, 2)) @ jnp.array([[1.0, 2.0], [0.0, 1.0]])
     >>> y = Whiten(2, rngs=nnx.Rngs(0))(x)
     >>> jnp.abs(y.T @ y / 100).round(3)

@@ -59,20 +59,27 @@ def domain_batch_norm(
     if not isinstance(stats, RunningStats):
         todo = "Start from RunningStats.init((domains, features))."
         call.fail("`stats` must be a RunningStats of all domains", type(stats).__name__, todo, TypeError)
-    domain = jnp.asarray(domain)
-    if not jnp.issubdtype(domain.dtype, jnp.integer):
-        call.fail("`domain` must be an integer", f"dtype {domain.dtype}", "It indexes the state.", TypeError)
-    if domain.ndim:
-        todo = "A batch belongs to one domain: split it, or use jax.vmap over batches."
-        call.fail("`domain` must be one number", f"shape {domain.shape}", todo)
     shapes = {name: np.shape(value) for name, value in stats._asdict().items()}
     if not all(shapes.values()) or len({shape[0] for shape in shapes.values()}) > 1:
         todo = "Use RunningStats.init((domains, features))."
         call.fail("`stats` must have a leading axis of domains", f"shapes {shapes}", todo)
-    domains = shapes["mean"][0]
-    if not isinstance(domain, Tracer) and not 0 <= int(domain) < domains:
-        call.fail(f"`domain` must be from 0 to {domains - 1}", f"domain={int(domain)}", "Count domains from 0.")
+    domain = which_domain(call, domain, shapes["mean"][0])
     y, new = batch_norm(x, jax.tree.map(lambda a: a[domain], stats), scale, bias, training=training, **options)
     if not training:
         return y, stats
     return y, jax.tree.map(lambda old, part: old.at[domain].set(part), stats, new)
+
+
+def which_domain(call: Call, domain: ArrayLike, domains: int) -> jax.Array:
+    """The index, checked as far as it is known."""
+    dtype = getattr(domain, "dtype", None)
+    if not jnp.issubdtype(type(domain) if dtype is None else dtype, jnp.integer):
+        got = type(domain).__name__ if dtype is None else f"dtype {dtype}"
+        call.fail("`domain` must be an integer", got, "It indexes the state.", TypeError)
+    domain = jnp.asarray(domain)
+    if domain.ndim:
+        todo = "A batch belongs to one domain: split it, or use jax.vmap over batches."
+        call.fail("`domain` must be one number", f"shape {domain.shape}", todo)
+    if not isinstance(domain, Tracer) and not 0 <= int(domain) < domains:
+        call.fail(f"`domain` must be from 0 to {domains - 1}", f"domain={int(domain)}", "Count domains from 0.")
+    return domain

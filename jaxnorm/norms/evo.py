@@ -150,7 +150,8 @@ def evo_norm_b0(
     call.numbers(epsilon, scale_offset)
     check_averaging("evo_norm_b0", momentum, ddof, debias)
     check_state(call, stats, call.shape(features), training)
-    batch = Area(call.others(features), *call.devices(axis_name, axis_index_groups))
+    devices = call.devices(axis_name, axis_index_groups) if training else (None, None)
+    batch = Area(call.others(features), *devices)
     call.several_values(space, None, None)
     y, m = _evo_b0(
         call.x,

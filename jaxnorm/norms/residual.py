@@ -7,6 +7,7 @@ from jax.typing import ArrayLike
 
 from jaxnorm.arguments import Call
 from jaxnorm.norms.layer import layer_norm, rms_norm
+from jaxnorm.rules import visible
 
 
 def add_rms_norm(
@@ -24,7 +25,7 @@ def add_rms_norm(
 
     Returns:
       (y, h): the input of the next block, and the stream, both shaped like x. h has x's dtype and is rounded to it
-      before it is normalized, so that y is a function of what is kept.
+      before it is normalized, so that y is a function of what is kept. Where a mask (`where`) is False both are 0.
 
     Raises:
       ValueError: shapes that differ; and as `rms_norm`.
@@ -38,7 +39,7 @@ def add_rms_norm(
 
     Reference: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4; pre-norm: Xiong et al. 2020, arXiv:2002.04745, table 1.
     """
-    h = _sum("add_rms_norm", x, residual)
+    h = _sum("add_rms_norm", x, residual, options.get("where"))
     return rms_norm(h, scale, **options), h
 
 
@@ -68,11 +69,11 @@ def add_layer_norm(
 
     Reference: Ba, Kiros & Hinton 2016, arXiv:1607.06450, eq. 3; pre-norm: as `add_rms_norm`.
     """
-    h = _sum("add_layer_norm", x, residual)
+    h = _sum("add_layer_norm", x, residual, options.get("where"))
     return layer_norm(h, scale, bias, **options), h
 
 
-def _sum(function: str, x: ArrayLike, residual: ArrayLike) -> jax.Array:
+def _sum(function: str, x: ArrayLike, residual: ArrayLike, where: ArrayLike | None) -> jax.Array:
     call, stream = Call(function, x), Call(function, residual)
     if call.x.shape != stream.x.shape:
         got = f"x.shape={call.x.shape}, residual.shape={stream.x.shape}"
@@ -82,4 +83,5 @@ def _sum(function: str, x: ArrayLike, residual: ArrayLike) -> jax.Array:
         call.fail(
             "`residual` must have x's dtype", got, "Cast one: which, decides how the stream is rounded.", TypeError
         )
-    return call.x + stream.x
+    where = call.mask(where)
+    return visible(where, call.x) + visible(where, stream.x)

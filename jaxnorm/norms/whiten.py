@@ -40,7 +40,7 @@ class WhiteningStats(NamedTuple):
         call = Call("WhiteningStats.init", jnp.zeros(features))
         groups = _groups(call, num_groups, group_size, features, -1)
         eye = jnp.eye(features // groups, dtype=jnp.float32)
-        return cls(jnp.zeros(features), jnp.tile(eye, (groups, 1, 1)), jnp.zeros(()))
+        return cls(jnp.zeros(features, jnp.float32), jnp.tile(eye, (groups, 1, 1)), jnp.zeros((), jnp.float32))
 
 
 def whiten(
@@ -122,7 +122,7 @@ def whiten(
         todo = "Mask positions: give it size 1 along the features."
         call.fail("`where` must be the same for all features", f"where.shape={where.shape}", todo)
     _check_state(call, stats, groups, call.x.shape[feature], training)
-    axis_name, device_groups = call.devices(axis_name, axis_index_groups)
+    axis_name, device_groups = call.devices(axis_name, axis_index_groups) if training else (None, None)
     area = rules.Area(call.others((feature,)), axis_name, device_groups)
     if training:
         call.several_values(area.axes, axis_name, device_groups)
