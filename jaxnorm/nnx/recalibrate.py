@@ -110,7 +110,7 @@ def _measuring(kind: type[nnx.Module]) -> type[nnx.Module]:
 
     def call(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         before = self.mean.get_value()
-        if isinstance(self, BatchRenorm):  # what enters the next norm must not depend on the old statistics
+        if issubclass(norm, BatchRenorm):  # what enters the next norm must not depend on the old statistics
             kwargs = {**kwargs, "r_max": 1.0, "d_max": 0.0}
         y = norm.__call__(self, x, *args, **kwargs)
         if self.mean.get_value() is not before:  # it trains
