@@ -104,6 +104,7 @@ class Record:
             raise SystemExit(
                 f"{name}: --output must be a folder that can be written; got {self.folder} ({error})."
             ) from None
+        (self.folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier run
 
     @property
     def rows(self) -> list[dict[str, Any]]:

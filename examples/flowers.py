@@ -22,8 +22,7 @@ Both networks are tuned: the best learning rate is the one with the fewest steps
 accuracy. The strategy has one seed at each of five rates. The network without norms has four for each of two ways to
 train: SGD and Adam, from He's weights; the best rate of each gets two more seeds, and the highest median accuracy wins.
 All of this has as many epochs as the runs that follow. As they are few for it, the network without norms is tuned again
-with twice the epochs, each way at its best rate and at 0.3 of it, and the best gets three seeds. (A branch that starts
-at zero, the heart of Fixup, arXiv:1901.09321, was tried too and was never the best way.)
+with twice the epochs, each way at its best rate and at 0.3 of it, and the best gets three seeds.
 
 A seed converges if its network reaches 95% of the test images before its epochs are over. A spike is how far the loss
 of a batch rises above the median of the 20 before it. A learning rate is usable if it reaches nine tenths of the

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from experiment import COLORS, middle, options, recording
+from experiment import COLORS, at_least, middle, options, recording
 from matplotlib import pyplot as plt
 from networks import Network, Trainer, compiled, convolve, cross_entropy, digits, init_norm, norm
 from transformer import frequency_loss, text, transformer
@@ -133,7 +133,9 @@ def transformers(record, seeds, *, windows: int, layers: int, width: int, rates)
 
 
 def extend(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--epochs", type=int, default=8, help="passes of the convolutional networks over the images")
+    parser.add_argument(
+        "--epochs", type=at_least(1), default=8, help="passes of the convolutional networks over the images"
+    )
     parser.add_argument("--windows", type=int, default=2400, help="windows of text for the transformers")
 
 

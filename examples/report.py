@@ -69,7 +69,7 @@ def rules(found: dict[str, dict], names: list[str]) -> str:
 def answer(content: dict) -> str:
     """An experiment's last claim, as a sentence."""
     claim = content["claims"][-1]
-    return f"Measured: {claim['measured']}. {claim['verdict'].capitalize()}."
+    return f"Measured: {claim['measured']}. {claim['verdict'][0].upper()}{claim['verdict'][1:]}."
 
 
 def tables(content: dict) -> str:
@@ -99,14 +99,14 @@ def collect(names: list[str]) -> None:
     RESULTS.mkdir(exist_ok=True)
     for path in sorted(ROOT.glob("runs/*/results.json")):
         content = json.loads(path.read_text())
-        if content["settings"]["quick"] or (names and content["name"] not in names):
+        picture = path.with_name(f"{content['name']}.png")
+        finished = content["claims"] and picture.exists()
+        if content["settings"]["quick"] or not finished or (names and content["name"] not in names):
             continue
         del content["rows"]
         content["settings"].pop("output")
         (RESULTS / f"{content['name']}.json").write_text(json.dumps(content, indent=1) + "\n")
-        picture = path.with_name(f"{content['name']}.png")
-        if picture.exists():
-            shutil.copy(picture, RESULTS)
+        shutil.copy(picture, RESULTS)
 
 
 def pictures() -> None:

@@ -117,8 +117,11 @@ ERRORS = {
     "domain_batch_norm: `domain` must be from 0 to 1; got domain=2.": lambda: jn.domain_batch_norm(
         X, jn.RunningStats.init((2, 4)), 2, training=True
     ),
-    "domain_batch_norm: `domain` must be an integer; got dtype float32.": lambda: jn.domain_batch_norm(
+    "domain_batch_norm: `domain` must be an integer; got float.": lambda: jn.domain_batch_norm(
         X, jn.RunningStats.init((2, 4)), 1.0, training=True
+    ),
+    "domain_batch_norm: `domain` must be an integer; got dtype float32.": lambda: jn.domain_batch_norm(
+        X, jn.RunningStats.init((2, 4)), jnp.float32(1), training=True
     ),
     "domain_batch_norm: `domain` must be one number; got shape (6,).": lambda: jn.domain_batch_norm(
         X, jn.RunningStats.init((2, 4)), jnp.zeros(6, int), training=True

@@ -15,6 +15,7 @@ EXPERIMENTS = {
     "covariate_shift": (3, 3, 1),
     "gradient_growth": (5, 1, 1),
     "init_scale": (20, 2, 1),
+    "learning_rates": (18, 1, 1),
     "placement": (7, 3, 2),
     "recalibrate": (4, 2, 1),
     "regularization": (18, 3, 2),
@@ -73,6 +74,13 @@ def test_which_norm_batch_norm_learns_first(results):
     rows = [row for row in results("which_norm")["rows"] if row["batch_size"] == 4]
     worst = min(row["accuracy"] for row in rows if row["norm"] == "batch")
     assert worst > 0.1 + max(row["accuracy"] for row in rows if row["norm"] == "none")
+
+
+def test_learning_rates_the_norm_trains_where_nothing_else_does(results):
+    """A rate of 1, two passes: with batch norm it learns, without it is at chance."""
+    at_one = {norm: column(results("learning_rates"), "accuracy", norm=norm, rate=1.0) for norm in ("none", "batch")}
+    assert at_one["batch"].min() > 0.8
+    assert at_one["none"].max() < 0.2
 
 
 def test_style_instance_statistics_alone_give_the_styles_colours(results):
@@ -154,8 +162,10 @@ def test_covariate_shift_the_norm_holds_inputs_and_noise_moves_them(results):
         ("gradient_growth", "--depth", 25),
         ("init_scale", "--epochs", 1),
         ("learning_rates", "--epochs", 1),
+        ("placement", "--epochs", 1),
         ("regularization", "--epochs", 1),
         ("very_deep", "--epochs", 1),
+        ("which_norm", "--epochs", 1),
         ("with_and_without", "--steps", 12),
     ],
 )

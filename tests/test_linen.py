@@ -222,7 +222,9 @@ class Stable:
 
 
 @pytest.mark.parametrize(
-    "model", [ResNet, Transformer, pytest.param(UNetBlock, marks=pytest.mark.full)], ids=lambda m: m.__name__
+    "model",
+    [Transformer, *(pytest.param(m, marks=pytest.mark.full) for m in (ResNet, UNetBlock))],
+    ids=lambda m: m.__name__,
 )
 def test_a_model_written_once_trains_to_the_same_losses(model):
     """The same tree from the same key, the same outputs, twenty SGD steps to the same losses."""
@@ -281,7 +283,7 @@ def layers(lib, transform):
     )()(x, None)[0]
 
 
-@pytest.mark.parametrize("transform", ["scan", "vmap", "remat"])
+@pytest.mark.parametrize("transform", ["scan", *(pytest.param(t, marks=pytest.mark.full) for t in ("vmap", "remat"))])
 def test_lifted_transforms(transform):
     x, _ = data(SMALL, "float32", None)
     results = []

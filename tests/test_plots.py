@@ -238,6 +238,7 @@ def test_sharing_wants_the_shape_kept():
         sharing_sets(lambda x: x.sum(0), (2, 3))
 
 
+@pytest.mark.full
 def test_the_sharing_picture_counts_what_it_shows(tmp_path):
     """Per block: how many sets, of how many numbers, and that many cubes in the colour of sharing."""
     figure = sharing_picture(tmp_path / "sharing.png")

@@ -181,6 +181,7 @@ def test_a_feature_without_a_value_keeps_its_statistics(batches):
     assert np.min(np.delete(mean, 2)) > 1
 
 
+@pytest.mark.full
 def test_scanned_layers_and_devices(batches):
     """Statistics with a leading axis of layers under scan; shared over a named axis under vmap."""
 
@@ -219,6 +220,7 @@ def test_scanned_layers_and_devices(batches):
     assert_allclose(stats["var"], rows.var(0), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_scanned_nnx_layers(batches):
     @nnx.split_rngs(splits=3)
     @nnx.vmap
@@ -240,6 +242,7 @@ def test_scanned_nnx_layers(batches):
     assert_allclose(mean, np.concatenate(batches).mean(0) + np.arange(3)[:, None], rtol=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["BatchRenorm", "ConditionalBatchNorm", "MeanOnlyBatchNorm", "EvoNormB0"])
 def test_the_family_s_norms_of_a_batch(name, rng):
     x = jnp.asarray(rng.normal(size=(4, 6, 5)) + 2, jnp.float32)
@@ -254,6 +257,7 @@ def test_the_family_s_norms_of_a_batch(name, rng):
         assert_allclose(var, x.var((0, 1)), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_whitening_and_domains_stay(rng):
     """Their statistics are of another kind: untouched, beside norms that are measured."""
     x = jnp.asarray(rng.normal(size=(8, 4)) + 2, jnp.float32)
@@ -265,6 +269,7 @@ def test_whitening_and_domains_stay(rng):
     assert np.all(new["layers_1"]["var"] != 1)
 
 
+@pytest.mark.full
 def test_linen_reuses_no_trace_of_nn_jit(batches):
     """A model under nn.jit that has been called before, and recalibrated before, is traced anew."""
     model = nn.jit(jnl.BatchNorm)(use_running_average=False)
@@ -298,6 +303,7 @@ class TwiceNNX(jnnx.BatchRenorm):
         return super().__call__(2 * x)
 
 
+@pytest.mark.full
 def test_a_subclass_is_measured_where_its_norm_is_called(batches):
     """Once, and with what it hands to the norm."""
     model = TwiceLinen(ddof=1)
@@ -310,6 +316,7 @@ def test_a_subclass_is_measured_where_its_norm_is_called(batches):
         assert_allclose(var, entered.var(0, ddof=1), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_nnx_traces_and_keeps_what_saw_nothing(batches):
     """Under jax.jit; with a mask that hides everything the statistics are as they were, bit for bit."""
     graph, state = nnx.split(jnnx.BatchNorm(5, rngs=nnx.Rngs(0)))
@@ -325,6 +332,7 @@ def test_nnx_traces_and_keeps_what_saw_nothing(batches):
     assert_array_equal(kept.mean[...], 0.25)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("groups", [None, [[0, 1], [2, 3]]], ids=["all devices", "pairs"])
 def test_devices_pool_by_their_groups(groups, rng):
     """Four devices under vmap: each ends with the statistics of its group."""

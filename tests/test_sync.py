@@ -94,6 +94,7 @@ def test_gradient_of_one_parameter_alone_over_devices(data, how, argument):
     np.testing.assert_allclose(actual, jax.grad(functools.partial(loss, norm))(parameters[argument]), atol=4e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("how", ["vmap", "shard_map"])
 def test_forward_mode_and_second_order_over_devices(data, how):
     x, dy, where, scale, bias = data

@@ -380,6 +380,7 @@ def test_export_with_a_symbolic_batch(rng):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), exported.call(x), f(x))
 
 
+@pytest.mark.full
 def test_moments_and_modulate_differentiate_in_both_modes(rng):
     x, t, w = (jnp.asarray(rng.normal(size=(4, 5)), jnp.float32) for _ in range(3))
     scale, bias = (jnp.asarray(rng.normal(size=5), jnp.float32) for _ in range(2))

@@ -272,7 +272,7 @@ def test_a_wrapped_layer_trains_as_its_formula_written_out(idiom):
         assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("idiom", ["linen", "nnx"])
+@pytest.mark.parametrize("idiom", ["linen", pytest.param("nnx", marks=pytest.mark.full)])
 @pytest.mark.parametrize("layer", ["dense", "grouped", pytest.param("conv", marks=pytest.mark.full)])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_standardized_weights_of_any_layer(idiom, layer, scaled):
