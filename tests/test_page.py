@@ -415,8 +415,8 @@ def test_dark_mode_recolours_an_open_page(page, emulate):
     driver = page()
     script = "return getComputedStyle(document.querySelector('svg text')).fill"
     light = driver.execute_script(script)
-    emulate(color_scheme="dark")
-    assert driver.execute_script(script) != light
+    emulate(color_scheme="dark")  # the browser tells the page when it comes to it
+    wait(lambda: driver.execute_script(script) != light)
 
 
 def luminance(color: str) -> float:
