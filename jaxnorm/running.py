@@ -252,9 +252,14 @@ def recalibrate(moments_fn: Callable[[Any], Any], batches: Iterable[Any]) -> Any
 
     Reference: Wu & Johnson 2021, arXiv:2105.07576, section 3 (PreciseBN); pooling as `merge`.
     """
-    pooled, structure = None, None
+    return pool(moments_fn, batches)[0]
+
+
+def pool(moments_fn: Callable[[Any], Any], batches: Iterable[Any]) -> tuple[Any, int]:
+    """What `recalibrate` returns, and how many batches there were."""
+    pooled, structure, seen = None, None, 0
     for batch in batches:
-        part = moments_fn(batch)
+        part, seen = moments_fn(batch), seen + 1
         strangers = [
             type(leaf).__name__ for leaf in jax.tree.leaves(part, is_leaf=_is_moments) if not _is_moments(leaf)
         ]
@@ -274,7 +279,7 @@ def recalibrate(moments_fn: Callable[[Any], Any], batches: Iterable[Any]) -> Any
             pooled = _merge_trees(pooled, part)
     if pooled is None:
         raise ValueError("recalibrate: `batches` must hold at least one batch; got none. An iterator may be used up.")
-    return pooled
+    return pooled, seen
 
 
 def _is_moments(node: Any) -> bool:

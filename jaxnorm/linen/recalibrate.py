@@ -18,8 +18,7 @@ from jaxnorm.linen.parameters import canonical, groups_of, mask_of
 from jaxnorm.linen.renorm import BatchRenorm
 from jaxnorm.linen.running import widened
 from jaxnorm.moments import Moments, merge, moments
-from jaxnorm.running import RunningStats
-from jaxnorm.running import recalibrate as pooled
+from jaxnorm.running import RunningStats, pool
 
 MEASURED = (BatchNorm, nn.BatchNorm, BatchRenorm, ConditionalBatchNorm, MeanOnlyBatchNorm, EvoNormB0)
 _CALLS = itertools.count()
@@ -70,11 +69,10 @@ def recalibrate(
     """
     ddofs: dict[tuple[str, ...], int] = {}
     start = _with_moments(variables.get("batch_stats", {}))
-    # `nn.jit` keeps its traces by what is mutable, and must not take one of another call, which measures for that.
-    changing = union_filters(union_filters(mutable, "batch_stats"), f"jaxnorm.recalibrate {next(_CALLS)}")
-
     if not start:
         raise ValueError(f"{_NONE} Give the variables of a model with norms, `batch_stats` among them.")
+    # `nn.jit` keeps its traces by what is mutable, and must not take one of another call, which measures for that.
+    changing = union_filters(union_filters(mutable, "batch_stats"), f"jaxnorm.recalibrate {next(_CALLS)}")
 
     def measure(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
         norm = context.module
@@ -105,15 +103,7 @@ def recalibrate(
             _, new = model.apply({**variables, "batch_stats": start}, *args, method=method, mutable=changing, **kwargs)
         return _moments_of(new["batch_stats"])
 
-    seen = 0
-
-    def counted() -> Iterable[Any]:
-        nonlocal seen
-        for batch in batches:
-            seen += 1
-            yield batch
-
-    found = pooled(lambda batch: measured(variables, start, batch), counted())
+    found, seen = pool(lambda batch: measured(variables, start, batch), batches)
     if not ddofs:
         todo = "Pass what makes it train (training=True, use_running_average=False, ...)."
         raise ValueError(f"{_NONE} {todo}")

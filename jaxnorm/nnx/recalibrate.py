@@ -17,8 +17,7 @@ from jaxnorm.nnx.center import MeanOnlyBatchNorm
 from jaxnorm.nnx.evo import EvoNormB0
 from jaxnorm.nnx.norm import axes_of, where_of
 from jaxnorm.nnx.renorm import BatchRenorm
-from jaxnorm.running import RunningStats
-from jaxnorm.running import recalibrate as pooled
+from jaxnorm.running import RunningStats, pool
 
 Model = TypeVar("Model", bound=nnx.Module)
 MEASURED = (BatchNorm, nnx.BatchNorm, BatchRenorm, ConditionalBatchNorm, MeanOnlyBatchNorm, EvoNormB0)
@@ -74,16 +73,8 @@ def recalibrate(model: Model, batches: Iterable[Any], **kwargs: Any) -> Model:
         copy(*(batch if isinstance(batch, (tuple, list)) else (batch,)), **kwargs)
         return {path: Moments(*(getattr(norm, name)[...] for name in _PARTS)) for path, norm in _norms(copy)}
 
-    seen = 0
-
-    def counted() -> Iterable[Any]:
-        nonlocal seen
-        for batch in batches:
-            seen += 1
-            yield batch
-
     traced = len(_MEASURED_CALLS)
-    found = pooled(lambda batch: measured(state, batch), counted())
+    found, seen = pool(lambda batch: measured(state, batch), batches)
     counts = [m.count for m in found.values()]
     # Under `nnx.jit` an earlier trace may have been taken, and then the counts tell.
     if len(_MEASURED_CALLS) == traced and not any(isinstance(c, Tracer) or jnp.any(c > 0) for c in counts):
