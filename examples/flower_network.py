@@ -40,7 +40,7 @@ class Choices(NamedTuple):
     """One way to train. The defaults are the strategy but for the rate, which is swept."""
 
     order: str = "norm-relu"  # what follows a convolution: "norm-relu", "relu-norm", or "none": bias and ReLU
-    zero_last: bool = True  # a branch starts at zero: its last scale, or without norms its last convolution
+    zero_last: bool = True  # a branch starts at zero by its last scale
     spare_norms: bool = True  # no weight decay on scales and biases
     warm_up: float = 0.2  # epochs in which the rate climbs from zero
     optimizer: str = "sgd"  # with Nesterov momentum; or "adam"
@@ -70,13 +70,12 @@ class Network(nn.Module):
     def unit(self, x, features: int, training: bool, *, stride: int = 1, last: bool = False):
         """A convolution and what follows it. A branch's `last` leaves a closing ReLU to the sum."""
         zeros, he = nn.initializers.zeros, nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-        starts_at_zero, normalized = last and self.zero_last, self.order != "none"
-        kernel = zeros if starts_at_zero and not normalized else he
-        x = nn.Conv(features, (3, 3), (stride, stride), use_bias=not normalized, kernel_init=kernel)(x)
+        normalized = self.order != "none"
+        x = nn.Conv(features, (3, 3), (stride, stride), use_bias=not normalized, kernel_init=he)(x)
         if self.order == "relu-norm":
             x = nn.relu(x)
         if normalized:
-            scale = zeros if starts_at_zero else nn.initializers.ones
+            scale = zeros if last and self.zero_last else nn.initializers.ones
             x = jnl.BatchNorm(use_running_average=not training, momentum=0.0, scale_init=scale)(x)
         return x if last or self.order == "relu-norm" else nn.relu(x)
 

@@ -55,8 +55,8 @@ SLOWER = (1.0, 0.3)  # times the best rate, for longer runs
 
 STRATEGY = Choices()
 WITHOUT = {
-    "no norms": Choices(order="none", zero_last=False),
-    "no norms, Adam": Choices(order="none", zero_last=False, optimizer="adam"),
+    "no norms": Choices(order="none"),
+    "no norms, Adam": Choices(order="none", optimizer="adam"),
 }
 # A choice and its alternative, as a change of the strategy.
 ABLATIONS: dict[tuple[str, str], Callable[[Choices], Choices]] = {

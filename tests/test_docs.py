@@ -4,6 +4,7 @@ import contextlib
 import doctest
 import importlib
 import io
+import json
 import pkgutil
 import re
 import sys
@@ -86,3 +87,25 @@ def test_generated_tables_are_up_to_date():
     asked = re.search(r"<!-- claims (.*) -->", (ROOT / "README.md").read_text())
     assert asked
     assert set(asked[1].split()) == report.results().keys(), "an experiment's claims are missing"
+
+
+def test_only_finished_runs_are_collected(tmp_path, monkeypatch):
+    """Not a quick one, not an interrupted one, and not one whose picture is not its own; rows stay behind."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    report = importlib.import_module("report")
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    claim = {"claim": "it is so"}
+    runs = {"whole": (False, [claim], True), "quick": (True, [claim], True), "cut": (False, [], True)}
+    for name, (quick, claims, picture) in (runs | {"blank": (False, [claim], False)}).items():
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        settings = {"quick": quick, "output": str(folder)}
+        content = {"name": name, "settings": settings, "rows": [1], "claims": claims}
+        (folder / "results.json").write_text(json.dumps(content))
+        if picture:
+            (folder / f"{name}.png").write_bytes(b"picture")
+    report.collect([])
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["whole.json", "whole.png"]
+    kept = json.loads((tmp_path / "results" / "whole.json").read_text())
+    assert kept == {"name": "whole", "settings": {"quick": False}, "claims": [claim]}
