@@ -1,5 +1,7 @@
 """The experiments run in seconds, measure every case and seed, judge their claims, and refuse what they cannot use."""
 
+import argparse
+import importlib
 import json
 from pathlib import Path
 
@@ -182,3 +184,11 @@ def test_style_refuses_what_is_no_image(option, tmp_path):
         out = run("style.py", option, name, cwd=tmp_path, code=1)
         assert out.startswith(f"style: {option} must be an image that Pillow can read; got {name} (")
         assert "Traceback" not in out
+
+
+def test_a_record_begins_without_the_picture_of_an_earlier_run(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "examples"))
+    experiment = importlib.import_module("experiment")
+    (tmp_path / "mine.png").write_bytes(b"old")
+    experiment.Record("mine", argparse.Namespace(output=tmp_path), lambda: None)
+    assert not (tmp_path / "mine.png").exists()

@@ -545,8 +545,9 @@ def test_half_precision_follows_flax(row, idiom, rng):
         if idiom == "linen":
             module = row.linen(**mode)
             variables = module.init(jax.random.key(0), x, *after)
-            y, new = module.apply(variables, x, *after, mutable="batch_stats")
-            kept = jax.tree.leaves(new)
+            half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables.get("batch_stats", {}))
+            y, new = module.apply({**variables, "batch_stats": half}, x, *after, mutable="batch_stats")
+            kept = jax.tree.leaves(new)  # of a checkpoint in half precision, too
         else:
             module = row.nnx(**mode)
             y = module(x, *after)

@@ -181,6 +181,16 @@ def test_a_feature_without_a_value_keeps_its_statistics(batches):
     assert np.min(np.delete(mean, 2)) > 1
 
 
+def test_one_value_has_no_unbiased_variance():
+    """A feature that was seen once keeps its statistics under ddof=1."""
+    norm = jnl.BatchNorm(use_running_average=False, ddof=1)
+    x, mask = jnp.array([[1.0, 5.0], [3.0, 7.0]]), jnp.array([[True, True], [True, False]])
+    variables = {**norm.init(KEY, x), "batch_stats": {"mean": jnp.full(2, 0.25), "var": jnp.full(2, 4.0)}}
+    new = jnl.recalibrate(norm, variables, [x], mask=mask)["batch_stats"]
+    assert_allclose(new["mean"], [2.0, 0.25])
+    assert_allclose(new["var"], [2.0, 4.0])
+
+
 @pytest.mark.full
 def test_scanned_layers_and_devices(batches):
     """Statistics with a leading axis of layers under scan; shared over a named axis under vmap."""

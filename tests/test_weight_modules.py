@@ -314,6 +314,16 @@ def test_standardized_weights_of_any_layer(idiom, layer, scaled):
     assert_allclose(y, plain(jnp.asarray(w, jnp.float32)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_gain_may_be_asked_for_and_refused(scaled):
+    """Against the default, which has one where weights are scaled."""
+    options = {"scaled": scaled, "use_gain": not scaled}
+    params = jnl.WeightStandardize(nn.Dense(8), **options).init(KEY, data((3, 4)))["params"]
+    assert ("layer_instance/kernel/gain" in params) != scaled
+    module = jnnx.WeightStandardize(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1), **options)
+    assert (module.gains is not None) != scaled
+
+
 @pytest.mark.parametrize("idiom", ["linen", "nnx"])
 def test_weight_norm_may_start_as_the_identity(idiom):
     x = data((2, 5, 6, 4))
