@@ -52,14 +52,13 @@ def init_norm(name: str, features: int):
     return params, jn.RunningStats.init(features) if name in ("batch", "ghost", "renorm") else None
 
 
-def norm(name: str, params, stats, x, training: bool, *, ghost_size: int = 8, momentum: float = 0.9):
+def norm(name: str, params, stats, x, training: bool, *, ghost_size: int = 8, momentum=0.9, epsilon=1e-5):
     scale, bias = params.get("scale"), params["bias"]
     if name == "none":
         return x + bias, stats
-    if name == "batch":
-        return jn.batch_norm(x, stats, scale, bias, training=training, momentum=momentum)
-    if name == "ghost":
-        return jn.batch_norm(x, stats, scale, bias, training=training, momentum=momentum, ghost_size=ghost_size)
+    if name in ("batch", "ghost"):
+        options = {"momentum": momentum, "epsilon": epsilon, "ghost_size": ghost_size if name == "ghost" else None}
+        return jn.batch_norm(x, stats, scale, bias, training=training, **options)
     if name == "renorm":
         # From batch norm to the paper's limits within a hundred updates, which the state counts.
         way = jnp.minimum(stats.count.mean() / 100, 1)
@@ -160,9 +159,10 @@ class Trainer:
         keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, self.epochs), self.batches[0]))(self.keys)
         return order.reshape(-1, *self.batches), keys
 
-    def evaluate(self, train: bool = True) -> dict[str, np.ndarray]:
+    def evaluate(self, train: bool = True, on: Data | None = None) -> dict[str, np.ndarray]:
         """In inference mode: `loss` and `accuracy` on test images, `train_loss` and `train_accuracy`; each [runs]."""
-        data = self.data if train else self.data._replace(x=None, y=None)
+        data = on or self.data
+        data = data if train else data._replace(x=None, y=None)
         return {name: np.asarray(value) for name, value in self._evaluate(self.state, data).items()}
 
 

@@ -6,10 +6,9 @@ Without options: README.md from examples/results/, which is under version contro
 results and pictures from runs/; `--run` first runs the experiments themselves (NAME: only these), one after the other.
 
 In README.md and examples/README.md a comment `<!-- claims NAME ... -->` is followed by the table of these experiments'
-claims, `<!-- table NAME -->` by an experiment's tables, and so on; what stands before `<!-- end -->` is replaced.
-The pictures of the README come from the same runs: `--run` ends with the page of `distributions.py`, the picture of
-who shares statistics, and, where Chromium is installed, a photograph of the page.
-"""
+claims, `<!-- evidence NAME -->` by an experiment's tables and claims, and so on; what stands before `<!-- end -->` is
+replaced. The pictures of the README come from the same runs: `--run` ends with the page of `distributions.py`, the
+picture of who shares statistics, and, where Chromium is installed, a photograph of the page."""
 
 import argparse
 import json
@@ -45,18 +44,27 @@ def measured_with(content: dict) -> str:
     return f"{machine['device']}, Python {machine['python']}, jax {machine['jax']}, {machine['date']}; {seeds}"
 
 
+def medians(text: str) -> str:
+    """Without the ranges in brackets."""
+    return re.sub(r" \([^() ]+ to [^() ]+\)", "", text)
+
+
 def claims(found: dict[str, dict], names: list[str]) -> str:
     """What is claimed of norms by someone else; an experiment's own choices are in its tables."""
     listed = [(name, found[name]) for name in names]
     rows = [
-        (claim["claim"], claim["source"], claim["measured"], f"**{claim['verdict']}**", f"`python examples/{name}.py`")
+        (claim["claim"], f"**{claim['verdict']}**", medians(claim["measured"]), claim["source"], f"[`{name}`]({link})")
         for name, content in listed
+        for link in [f"examples/{name}.py"]
         for claim in content["claims"]
         if not claim["source"].startswith("the strategy in ")
     ]
-    table = markdown(("claim", "who says so", "measured here", "verdict", "command"), rows)
+    table = markdown(("claim", "verdict", "measured: medians", "who says so", "program"), rows)
     machines = sorted({measured_with(content).split(";")[0] for _, content in listed})
-    return f"{table}\n\nMeasured on {'; '.join(machines)}. Medians; in brackets the range over seeds."
+    return (
+        f"{table}\n\nEach by `python examples/<program>.py`. Measured on {'; '.join(machines)}. The ranges over seeds "
+        "are in [examples/README.md](examples/README.md#what-was-measured)."
+    )
 
 
 def rules(found: dict[str, dict], names: list[str]) -> str:
@@ -77,6 +85,12 @@ def tables(content: dict) -> str:
     return "\n\n".join([*parts, f"({measured_with(content)})"])
 
 
+def evidence(content: dict) -> str:
+    """An experiment's tables, and what follows from them, with ranges."""
+    judged = "\n".join(f"- {c['claim']}: **{c['verdict']}**. {c['measured']}." for c in content["claims"])
+    return f"{tables(content)}\n\n{judged}"
+
+
 def written(text: str, found: dict[str, dict]) -> str:
     """The page with its generated parts made anew."""
 
@@ -88,11 +102,13 @@ def written(text: str, found: dict[str, dict]) -> str:
                 f"report: a page asks for results of {sorted(missing)}; got {sorted(found)}. Run them first."
             )
         whole = {"claims": claims, "rules": rules}
-        each = {"table": tables, "answer": answer}
+        each = {"table": tables, "evidence": evidence, "answer": answer}
         made = whole[what](found, names) if what in whole else "\n\n".join(each[what](found[name]) for name in names)
         return f"<!-- {match[1]} -->\n{made}\n<!-- end -->"
 
-    return re.sub(r"<!-- ((?:claims|rules|table|answer)(?: \w+)+) -->\n.*?<!-- end -->", part, text, flags=re.DOTALL)
+    return re.sub(
+        r"<!-- ((?:claims|rules|table|evidence|answer)(?: \w+)+) -->\n.*?<!-- end -->", part, text, flags=re.DOTALL
+    )
 
 
 def collect(names: list[str]) -> None:

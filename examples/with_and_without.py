@@ -2,18 +2,21 @@
 
     python examples/with_and_without.py [--steps 400] [--seeds 8] [--seed 0] [--quick]
 
-Two perceptrons on the digits (three hidden layers of 100, batches of 60, SGD with momentum 0.9), with and without
-batch norm: one of ReLUs with He's initialization, one of sigmoids with four times Glorot's. How many steps, and how
-many seconds, until the network in inference mode gets 95% of the test images right, at three looks in a row, one every
-four steps?
+Two perceptrons on the digits (three hidden layers of 100, batches of 60, SGD with momentum 0.9), with and without batch
+norm: one of ReLUs with He's initialization, one of sigmoids with four times Glorot's. How many steps, and how many
+seconds, until the network in inference mode gets 95% of the test images right, at three looks in a row, one every four
+steps?
 
 Both are compared twice: at the same learning rate, the one that is best *without* the norm, and each at its own best
-rate. Best is the rate, of ten over three decades, with the fewest steps (the median) on six seeds that are used for
-nothing else. Seconds are steps times the time of one step of that network trained alone, the fastest of many epochs;
-evaluation is not counted. The norm's share of a step depends on the width of the layers, so width 500 is timed too.
+rate. Best is the rate, of eight over two and a half decades, with the fewest steps (the median) on twelve seeds that
+are used for nothing else. Seconds are steps times the time of one step of that network trained alone, the fastest of
+many epochs; evaluation is not counted. The norm's share of a step depends on the width of the layers, so width 500 is
+timed too.
 
-A factor is steps without over steps with the norm, on the same images and from the same weights: "yes" if its median
-is from 3 to 5, "less" and "more" beyond, "no" below 1.1. `--quick` leaves out the sigmoids and most rates.
+A factor is steps without over steps with the norm, on the same images and from the same weights: "yes" if its median is
+from 3 to 5, "less" and "more" beyond, "no" below 1.1; and not in every seed if one of them is below 1. Higher rates can
+be used if the highest at which all seeds get there is another of those eight. `--quick` leaves out the sigmoids and
+most rates.
 
 Lesson 2, experiment 1; lesson 4, benefits.
 """
@@ -39,11 +42,11 @@ def main() -> None:
         extend=lambda parser: parser.add_argument("--steps", type=at_least(12), default=400, help="steps, at most"),
     )
     steps = 80 if chosen.quick else chosen.steps
-    rates = np.logspace(-1.5, -0.5, 3) if chosen.quick else np.logspace(-2.5, 0.5, 10)
+    rates = np.logspace(-1.5, -0.5, 3) if chosen.quick else np.logspace(-2, 0.5, 8)
     widths = (100,) if chosen.quick else (100, 500)
     cases = [(network, norm) for network in list(NETWORKS)[: 1 if chosen.quick else 2] for norm in NORMS]
     seeds = list(range(chosen.seed, chosen.seed + chosen.seeds))
-    seeds += range(chosen.seed + TUNING, chosen.seed + TUNING + (1 if chosen.quick else 6))
+    seeds += range(chosen.seed + TUNING, chosen.seed + TUNING + (1 if chosen.quick else 12))
     with recording("with_and_without", chosen, len(cases) * (steps // EVERY + len(widths))) as record:
         for case in cases:
             train(record, *case, steps, [(seed, float(rate)) for seed in seeds for rate in rates])
@@ -110,7 +113,10 @@ class Findings:
 
 def word(factors: np.ndarray) -> str:
     factor = np.median(factors)
-    return "no" if not factor >= 1.1 else "less" if factor < 3 else "yes" if factor <= 5 else "more"
+    if not factor >= 1.1:
+        return "no"
+    judged = "less" if factor < 3 else "yes" if factor <= 5 else "more"
+    return judged if factors.min() >= 1 else f"{judged}, not in every seed,"
 
 
 def report(record, found: Findings, cases, widths) -> None:
@@ -149,7 +155,7 @@ def report(record, found: Findings, cases, widths) -> None:
         measured="; ".join(
             f"{n}: all seeds get there up to {a:.2g}, without the norm {b:.2g}" for n, (a, b) in highest.items()
         ),
-        verdict="; ".join(f"{n}: {'yes' if a > 1.2 * b else 'no'}" for n, (a, b) in highest.items()),
+        verdict="; ".join(f"{n}: {'yes' if a > b else 'no'}" for n, (a, b) in highest.items()),
     )
     draw(record, found, cases)
 

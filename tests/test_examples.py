@@ -39,6 +39,9 @@ def test_quickstart_asserts_its_claims(tmp_path):
     out = run("quickstart.py", cwd=tmp_path)
     assert "-1.2247" in out
     assert "StandardScaler" in out
+    left = json.loads((tmp_path / "runs/quickstart/results.json").read_text())
+    assert len(left["rows"]) == 16
+    assert (tmp_path / "runs/quickstart/quickstart.png").stat().st_size > 10_000
 
 
 def test_digits_quick_leaves_table_picture_and_numbers(tmp_path):
@@ -83,6 +86,7 @@ def test_flax_quick_resumes_as_if_uninterrupted(name, tmp_path):
     out = run(f"{name}.py", "--quick", "--seed", "3", cwd=tmp_path)
     assert "identical" in out
     assert "WARNING" not in out
+    assert (tmp_path / f"runs/{name}/{name}.png").stat().st_size > 10_000
     numbers = json.loads((tmp_path / f"runs/{name}/results.json").read_text())
     versions = {"seed": 3, "epochs": 2, "jax": jax.__version__, "flax": flax.__version__}
     assert numbers["settings"].items() >= versions.items()

@@ -3,27 +3,34 @@
 import argparse
 import importlib
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_examples import run
+from test_examples import EXAMPLES, run
 
 pytestmark = pytest.mark.full  # each trains for seconds: CI runs them
 
 # program: (how many rows for a seed, how many claims, how many tables)
 EXPERIMENTS = {
+    "after_training": (1, 4, 1),
     "characters": (4, 3, 1),
     "covariate_shift": (3, 3, 1),
     "gradient_growth": (5, 1, 1),
     "init_scale": (20, 2, 1),
+    "input_scale": (36, 2, 1),
     "learning_rates": (18, 1, 1),
+    "memorizing": (6, 1, 1),
     "placement": (7, 3, 2),
     "recalibrate": (4, 2, 1),
     "regularization": (18, 3, 2),
     "style": (6, 1, 2),
     "very_deep": (16, 3, 2),
-    "which_norm": (6, 3, 1),
+    "which_norm": (6, 4, 1),
     "with_and_without": (6, 3, 2),
 }
 
@@ -150,6 +157,30 @@ def test_very_deep_batch_norm_lets_gradients_grow_in_plain_networks_only(results
     assert (abs(np.log(ratios["none", "plain"])) < np.log(2)).all()
 
 
+def test_input_scale_is_forgotten_by_norms_and_by_feature_scaling(results):
+    content = results("input_scale")
+    for network in ("none", "none, scaled inputs", "batch"):
+        large = column(content, "accuracy", network=network, how="all alike", size=1e3, rate=0.1)
+        assert (large < 0.3).all() if network == "none" else (large > 0.85).all()
+        assert (column(content, "accuracy", network=network, how="all alike", size=1.0, rate=0.1) > 0.85).all()
+
+
+def test_memorizing_the_norm_gives_back_more_wrong_labels_at_every_rate(results):
+    rows = {(row["norm"], row["seed"], row["rate"]): row["memorized"][-1] for row in results("memorizing")["rows"]}
+    for (norm, seed, rate), value in rows.items():
+        assert 0 <= value < 0.4  # not learned from neighbours: six epochs are too few
+        assert norm == "batch" or rows["batch", seed, rate] > value
+
+
+def test_after_training_running_averages_beat_a_batch_of_two(results):
+    for row in results("after_training")["rows"]:
+        assert row["running"] > 0.9
+        assert row["batches of 2"] < 0.7
+        assert row["batches of 2"] < row["batches of 10"] < row["batches of 60"]
+        assert np.shape(row["mean"]) == np.shape(row["std"]) == (3, 100)
+        assert row["standard"] < 1  # something was learned
+
+
 def test_covariate_shift_the_norm_holds_inputs_and_noise_moves_them(results):
     moved = {norm: column(results("covariate_shift"), "inputs", norm=norm) for norm in ("none", "batch", "noisy")}
     assert (moved["batch"] < 0.2 * moved["none"]).all()
@@ -160,10 +191,13 @@ def test_covariate_shift_the_norm_holds_inputs_and_noise_moves_them(results):
 @pytest.mark.parametrize(
     ("name", "option", "low"),
     [
+        ("after_training", "--epochs", 1),
         ("covariate_shift", "--steps", 12),
         ("gradient_growth", "--depth", 25),
         ("init_scale", "--epochs", 1),
+        ("input_scale", "--epochs", 1),
         ("learning_rates", "--epochs", 1),
+        ("memorizing", "--epochs", 2),
         ("placement", "--epochs", 1),
         ("regularization", "--epochs", 1),
         ("very_deep", "--epochs", 1),
@@ -187,8 +221,24 @@ def test_style_refuses_what_is_no_image(option, tmp_path):
 
 
 def test_a_record_begins_without_the_picture_of_an_earlier_run(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "examples"))
+    monkeypatch.syspath_prepend(str(EXAMPLES))
     experiment = importlib.import_module("experiment")
     (tmp_path / "mine.png").write_bytes(b"old")
     experiment.Record("mine", argparse.Namespace(output=tmp_path), lambda: None)
     assert not (tmp_path / "mine.png").exists()
+
+
+def test_an_interrupted_experiment_keeps_its_rows_and_says_so(tmp_path):
+    results = tmp_path / "runs/gradient_growth/results.json"
+    command = [sys.executable, str(EXAMPLES / "gradient_growth.py"), "--quick"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as program:
+        while program.poll() is None and not (results.exists() and json.loads(results.read_text())["rows"]):
+            time.sleep(0.01)
+        program.send_signal(signal.SIGINT)
+        out, _ = program.communicate(timeout=120)
+    content = json.loads(results.read_text())
+    assert program.returncode == 0, out
+    assert f"Interrupted: {len(content['rows'])} finished runs are kept." in out
+    assert 1 <= len(content["rows"]) < 10
+    assert content["claims"] == []
+    assert not results.with_suffix(".part").exists()
