@@ -111,6 +111,12 @@ def written(text: str, found: dict[str, dict]) -> str:
     )
 
 
+def experiments() -> set[str]:
+    """The programs that record what they measure."""
+    programs = {path.stem for path in (ROOT / "examples").glob("*.py") if "with recording(" in path.read_text()}
+    return programs - {Path(__file__).stem, "experiment"}
+
+
 def collect(names: list[str]) -> None:
     RESULTS.mkdir(exist_ok=True)
     for path in sorted(ROOT.glob("runs/*/results.json")):
@@ -144,9 +150,7 @@ def main() -> None:
     parser.add_argument("--run", action="store_true", help="run them first, then collect")
     parser.add_argument("--collect", action="store_true", help="take the newest results from runs/ first")
     options = parser.parse_args()
-    programs = {path.stem for path in (ROOT / "examples").glob("*.py") if "recording(" in path.read_text()} - {
-        "experiment"
-    }
+    programs = experiments()
     unknown = set(options.names) - programs
     if unknown:
         parser.error(f"no such experiment: {', '.join(sorted(unknown))}; there are {', '.join(sorted(programs))}")

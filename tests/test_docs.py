@@ -87,6 +87,7 @@ def test_generated_tables_are_up_to_date():
     asked = re.search(r"<!-- claims (.*) -->", (ROOT / "README.md").read_text())
     assert asked
     assert set(asked[1].split()) == report.results().keys(), "an experiment's claims are missing"
+    assert report.experiments() == report.results().keys() | {"quickstart"}, "`--run` runs them all, and nothing else"
 
 
 def test_only_finished_runs_are_collected(tmp_path, monkeypatch):
