@@ -1,0 +1,45 @@
+"""Times of rival functions, taken in turn in one process, so that a busy moment of the machine hits all of them.
+
+What is compared are ratios within a round; a round calls everybody once, in an order that is drawn anew.
+"""
+
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+QUANTILES = (0.2, 0.5, 0.8)
+
+
+def interleaved(calls: dict[str, Callable[[], Any]], rounds: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Seconds of every call in every round. A call returns when its work is done."""
+    rng, names = np.random.default_rng(seed), list(calls)
+    seconds = {name: np.zeros(rounds) for name in names}
+    for i in range(-3, rounds):  # three rounds warm up
+        for name in rng.permutation(names):
+            start = time.perf_counter()
+            result = calls[name]()
+            stop = time.perf_counter()
+            del result  # its memory is there for the next one
+            if i >= 0:
+                seconds[name][i] = stop - start
+    return seconds
+
+
+def page_faults(call: Callable[[], Any], calls: int = 5) -> float:
+    """Of one call, in the mean: each is a page of 4 KiB that was not there before."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(calls):
+        call()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / calls
+
+
+def quantiles(values: np.ndarray) -> list[float]:
+    return np.quantile(values, QUANTILES).tolist()
+
+
+def ratios(seconds: dict[str, np.ndarray], base: str) -> dict[str, list[float]]:
+    """Everybody's time over that of `base`, round by round; then quantiles."""
+    return {name: quantiles(values / seconds[base]) for name, values in seconds.items()}
