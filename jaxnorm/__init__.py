@@ -1,6 +1,7 @@
 """Normalization layers for JAX: pure functions, explicit state."""
 
 from jaxnorm.decay import decay_mask
+from jaxnorm.kernels import implementations
 from jaxnorm.moments import Moments, merge, merge_over, moments
 from jaxnorm.norms.adaptive import adaptive_instance_norm
 from jaxnorm.norms.batch import batch_norm
@@ -41,6 +42,7 @@ __all__ = [
     "filter_response_norm",
     "global_response_norm",
     "group_norm",
+    "implementations",
     "instance_norm",
     "layer_norm",
     "local_response_norm",

@@ -4,10 +4,11 @@ A message says *function: the rule; what came; what to do*. All rules look at st
 numbers), so they hold at trace time and cost nothing at run time; the modules below this one trust their input.
 """
 
+import functools
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +22,39 @@ AxisName = Any  # a name, or a tuple of names, as in `jax.lax.psum`
 IndexGroups = Sequence[Sequence[int]]
 
 
+# What a call asks of dtypes is looked up, not worked out: a call outside jit takes microseconds.
+
+
+@functools.cache
 def wide(dtype: DTypeLike) -> np.dtype:
     """The dtype to compute in: at least float32; float64 and complex stay as they are."""
     dtype = jnp.dtype(dtype)
     return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
+@functools.cache
 def real(dtype: DTypeLike) -> np.dtype:
     """The real dtype of the same precision: variances and counts of complex numbers are real."""
     return jnp.finfo(dtype).dtype
 
 
+@functools.cache
 def is_complex(dtype: DTypeLike) -> bool:
     return jnp.issubdtype(dtype, jnp.complexfloating)
+
+
+@functools.cache
+def is_inexact(dtype: DTypeLike) -> bool:
+    return jnp.issubdtype(dtype, jnp.inexact)
+
+
+def dtype_of(value: ArrayLike) -> np.dtype:
+    return value.dtype if isinstance(value, jax.Array) else jnp.result_type(value)
+
+
+def _is_array(value: object) -> TypeGuard[jax.Array]:
+    """Already what the functions compute with."""
+    return isinstance(value, jax.Array) and is_inexact(value.dtype)
 
 
 class Call:
@@ -44,6 +65,10 @@ class Call:
 
     def __init__(self, function: str, x: ArrayLike):
         self.function = function
+        self.x: jax.Array
+        if _is_array(x):
+            self.x = x
+            return
         if isinstance(x, (list, tuple)):
             try:
                 x = np.asarray(x)
@@ -103,13 +128,20 @@ class Call:
         return where.reshape((1,) * (self.x.ndim - where.ndim) + where.shape)
 
     def parameter(self, name: str, value: ArrayLike | None, axes: Axes, which: str) -> jax.Array | None:
-        """A scale, bias, mean or variance as an array that broadcasts to x with all its dimensions.
+        """A scale, bias, mean or variance as an array that broadcasts to x with all its dimensions."""
+        value = self.short_parameter(name, value, axes, which)
+        if value is None or value.ndim == self.x.ndim:
+            return value
+        return jnp.expand_dims(value, self.others(axes))
+
+    def short_parameter(self, name: str, value: ArrayLike | None, axes: Axes, which: str) -> jax.Array | None:
+        """A parameter of the shape of `axes`, or with all of x's dimensions.
 
         `axes` are those its shape stands for unless it has as many dimensions as x; `which` is their name in messages.
         """
         if value is None:
             return None
-        value = jnp.asarray(value)
+        value = value if _is_array(value) else jnp.asarray(value)
         if is_complex(value.dtype) and name == "var":
             self.fail(
                 "`var` must be real", f"var of {value.dtype}", "A variance is the mean of |x - mean|^2.", TypeError
@@ -119,10 +151,10 @@ class Call:
             self.fail(
                 f"`{name}` must be real where x is", f"{name} of {value.dtype}, x of {self.x.dtype}", todo, TypeError
             )
-        if not jnp.issubdtype(value.dtype, jnp.inexact):
+        if not is_inexact(value.dtype):
             value = value.astype(jnp.float32)
         if value.shape == self.shape(axes):
-            return jnp.expand_dims(value, self.others(axes))
+            return value
         if value.ndim == self.x.ndim and _broadcasts(value.shape, self.x.shape):
             return value
         rule = (
@@ -256,8 +288,8 @@ class Call:
         return axis_name, groups
 
     def implementation(self, implementation: str | None) -> None:
-        if implementation not in (None, "xla"):
-            todo = "Available: 'xla'; None chooses."
+        if implementation not in (None, "xla", "cpu"):
+            todo = "Available: 'xla', 'cpu'; None chooses."
             self.fail("`implementation` must name one that exists", f"implementation={implementation!r}", todo)
 
     @property
@@ -269,6 +301,8 @@ def check_number(
     function: str, name: str, value: Any, bounds: str | None, why: str, low: float = 0.0, high: float = math.inf
 ) -> None:
     """One real number, which may be traced; where its value is known, within bounds."""
+    if type(value) in (int, float) and (not bounds or low <= value <= high):
+        return
     if not isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)) or jnp.issubdtype(
         jnp.result_type(value), jnp.complexfloating
     ):

@@ -120,7 +120,7 @@ class RunningStats(NamedTuple):
                 f"state of shape {self.mean.shape}. Take moments over every axis but the features'."
             )
         _same_kind("RunningStats.update", self, m)
-        return jax.lax.stop_gradient(_update(self, m, averaging_rates(momentum), ddof=ddof, debias=debias))
+        return _update(self, m, averaging_rates(momentum), ddof=ddof, debias=debias)
 
     def _no_arithmetic(self, other: object) -> NoReturn:
         raise TypeError("RunningStats: arithmetic on the tuple would concatenate or repeat it; use update or blend.")
@@ -150,7 +150,8 @@ def _update(stats: RunningStats, m: Moments, rates: Rates | None, *, ddof: int, 
     enough = m.count > ddof
     average = averaging(stats.count, enough, rates, debias)
     mean, var = average(stats.mean, m.mean), average(stats.var, _with_ddof(m, ddof))
-    return RunningStats(mean, var, jnp.where(enough, stats.count + 1, stats.count))
+    new = RunningStats(mean, var, jnp.where(enough, stats.count + 1, stats.count))
+    return jax.lax.stop_gradient(new)
 
 
 def averaging(

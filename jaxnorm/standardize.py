@@ -7,7 +7,9 @@ Dtype policy: everything is computed in at least float32 (in the widest of input
 rounded to the output dtype once, at the end.
 """
 
-from functools import partial, reduce
+import functools
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm import rules
 from jaxnorm.arguments import AxisLike, AxisName, Call, IndexGroups, real, wide
 from jaxnorm.moments import Moments, from_statistics
+from jaxnorm.rules import spread
 
 
 def standardize(
@@ -51,7 +54,7 @@ def standardize(
       center: False leaves the mean in: y = scale x / sqrt(mean(x^2) + epsilon) + bias (RMS).
       scale_offset: added to scale in float32; without a scale there is nothing to add it to.
       dtype: of y; default x's.
-      implementation: which path computes it ("xla"); None chooses.
+      implementation: which path computes it ("xla", "cpu"); None chooses.
 
     Returns:
       (y, m): y shaped like x; Moments of the kept axes' shape. Derivatives flow through both.
@@ -75,24 +78,45 @@ def standardize(
     call.implementation(implementation)
     return standardize_area(
         call.x,
-        call.parameter("scale", scale, kept, "kept axes"),
-        call.parameter("bias", bias, kept, "kept axes"),
+        call.short_parameter("scale", scale, kept, "kept axes"),
+        call.short_parameter("bias", bias, kept, "kept axes"),
+        features=kept,
         area=rules.Area(axes, *call.devices(axis_name, axis_index_groups), center),
         epsilon=epsilon,
         where=call.mask(where),
         scale_offset=scale_offset,
         dtype=call.output_dtype(dtype),
+        implementation=implementation,
     )
 
 
-@partial(jax.jit, static_argnames=("area", "dtype"))
-def standardize_area(x, scale, bias, *, area, epsilon, where, scale_offset, dtype) -> tuple[jax.Array, Moments]:
+def standardize_area(
+    x, scale, bias, *, features=(), area, epsilon, where, scale_offset, dtype, implementation=None
+) -> tuple[jax.Array, Moments]:
     """`standardize` for checked arguments: what every norm that measures its own input calls.
 
-    Compiled as a whole, so that a call outside jit costs one dispatch, and layers of one shape are traced once.
+    Parameters have as many dimensions as x, or those of the axes `features` alone. Compiled as a whole, so that a call
+    outside jit costs one dispatch, and layers of one shape are traced once.
     """
-    y, stats = rules.standardize(x, where, scale, bias, *_numbers(epsilon, scale_offset, x, scale, bias), area, dtype)
+    numbers = _numbers(epsilon, scale_offset, x, scale, bias)
+    static = {"features": features, "area": area, "dtype": dtype, "implementation": implementation}
+    return _standardize_area(x, scale, bias, where, *numbers, **static)
+
+
+@partial(jax.jit, static_argnames=("features", "area", "dtype", "implementation"))
+def _standardize_area(x, scale, bias, where, epsilon, offset, *, features, area, dtype, implementation):
+    y, stats = rules.standardize(x, where, scale, bias, epsilon, offset, area, dtype, features, implementation)
     return y, from_statistics(stats, area.axes)
+
+
+def standardize_rows(x, scale, bias, *, stream=None, area, epsilon, where, scale_offset, dtype, implementation=None):
+    """Layer and RMS norm for checked arguments: y; with a stream, which is added first, (y, x + stream).
+
+    One primitive, where it can be: a call outside jit needs no program around it.
+    """
+    numbers = _numbers(epsilon, scale_offset, x, scale, bias)
+    y, *h = rules.standardize_rows(x, stream, where, scale, bias, *numbers, area, dtype, implementation)
+    return (y, *h) if h else y
 
 
 def normalize(
@@ -151,10 +175,13 @@ def normalize(
     )
 
 
-@partial(jax.jit, static_argnames="dtype")
-def normalize_area(x, mean, var, scale, bias, *, epsilon, where, scale_offset, dtype) -> jax.Array:
+@partial(jax.jit, static_argnames=("features", "dtype"))
+def normalize_area(x, mean, var, scale, bias, *, features=(), epsilon, where, scale_offset, dtype) -> jax.Array:
     """`normalize` for checked arguments, with a mask: masked entries are not read and give 0."""
-    width = reduce(np.promote_types, (wide(x.dtype), wide(mean.dtype), wide(var.dtype)))
+    mean, var, scale, bias = (spread(p, x.ndim, features) for p in (mean, var, scale, bias))
+    assert mean is not None
+    assert var is not None
+    width = functools.reduce(np.promote_types, (wide(x.dtype), wide(mean.dtype), wide(var.dtype)))
     mean, var = mean.astype(width), var.astype(real(width))
     numbers = _numbers(epsilon, scale_offset, x, mean, var, scale, bias)
     return rules.apply(x, where, mean, var, scale, bias, *numbers, dtype)
@@ -199,6 +226,21 @@ def modulate(
     return rules.modulate(call.x, scale, bias, offset)
 
 
-def _numbers(epsilon: ArrayLike, scale_offset: ArrayLike, *arrays: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    width = reduce(np.promote_types, (real(wide(a.dtype)) for a in arrays if a is not None))
-    return jnp.asarray(epsilon, width), jnp.asarray(scale_offset, width)
+def _numbers(epsilon: ArrayLike, offset: ArrayLike, *arrays: jax.Array | None) -> tuple[Any, Any]:
+    """Both in the width of the computation; None for an offset of nothing."""
+    width = _width(*(a.dtype for a in arrays if a is not None))
+    return _number(epsilon, width), None if type(offset) in (int, float) and offset == 0 else _number(offset, width)
+
+
+@functools.cache
+def _width(*dtypes: np.dtype) -> np.dtype:
+    return functools.reduce(np.promote_types, (real(wide(d)) for d in dtypes))
+
+
+def _number(value: ArrayLike, width: np.dtype):
+    return _constant(value, width) if isinstance(value, (int, float)) else jnp.asarray(value, width)
+
+
+@functools.lru_cache(maxsize=256)
+def _constant(value: float, width: np.dtype):
+    return np.asarray(value, width)[()]

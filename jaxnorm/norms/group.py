@@ -1,13 +1,14 @@
 """Group norm and instance norm: each sample normalized over space, for a group of features or for each alone."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm.arguments import Axes, AxisLike, AxisName, Call, wide
-from jaxnorm.rules import Area
+from jaxnorm.rules import Area, spread
 from jaxnorm.standardize import standardize_area
 
 
@@ -43,7 +44,7 @@ def group_norm(
       axis_name: named axis over whose devices the space is sharded, if it is.
       scale_offset: 1.0 for parameters stored around zero; added in float32.
       dtype: of y; default x's. Computation is in at least float32 with one rounding at the end.
-      implementation: which path computes it ("xla"); None chooses.
+      implementation: which path computes it ("xla", "cpu"); None chooses.
 
     Returns:
       y, shaped like x.
@@ -75,8 +76,8 @@ def group_norm(
         call.several_values(space, axis_name, None)
     return standardize_groups(
         call.x,
-        call.parameter("scale", scale, features, "feature axes"),
-        call.parameter("bias", bias, features, "feature axes"),
+        call.short_parameter("scale", scale, features, "feature axes"),
+        call.short_parameter("bias", bias, features, "feature axes"),
         features=features,
         groups=groups,
         area=Area(space, *call.devices(axis_name)),
@@ -84,14 +85,16 @@ def group_norm(
         where=call.mask(where),
         scale_offset=scale_offset,
         dtype=call.output_dtype(dtype),
+        implementation=implementation,
     )
 
 
+@partial(jax.jit, static_argnames=("features", "groups", "area", "dtype", "implementation"))
 def standardize_groups(x, scale, bias, *, features: Axes, groups: int, area: Area, where, **options) -> jax.Array:
     """Group norm for checked arguments; the area's axes are the space, to which the members of a group are added."""
     grouped = Groups(x.shape, features, groups)
     area = area._replace(axes=grouped.axes(area.axes))
-    parts = map(grouped.split, (x, scale, bias))
+    parts = (grouped.split(v) for v in (x, *(spread(p, x.ndim, features) for p in (scale, bias))))
     y, _ = standardize_area(*parts, area=area, where=grouped.split(where), **options)
     return grouped.join(y)
 
@@ -145,13 +148,15 @@ def instance_norm(
     call.several_values(space, axis_name, None)
     y, _ = standardize_area(
         call.x,
-        call.parameter("scale", scale, features, "feature axes"),
-        call.parameter("bias", bias, features, "feature axes"),
+        call.short_parameter("scale", scale, features, "feature axes"),
+        call.short_parameter("bias", bias, features, "feature axes"),
+        features=features,
         area=Area(space, *call.devices(axis_name)),
         epsilon=epsilon,
         where=call.mask(where),
         scale_offset=scale_offset,
         dtype=call.output_dtype(dtype),
+        implementation=implementation,
     )
     return y
 

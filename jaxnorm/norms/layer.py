@@ -1,11 +1,13 @@
 """Layer norm and RMS norm: each position normalized over its own features. No state, same in training and inference."""
 
+from typing import Any
+
 import jax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm.arguments import AxisLike, AxisName, Call
 from jaxnorm.rules import Area
-from jaxnorm.standardize import standardize_area
+from jaxnorm.standardize import standardize_rows
 
 
 def layer_norm(
@@ -35,7 +37,7 @@ def layer_norm(
       axis_name: named axis over whose devices the features are sharded, if they are.
       scale_offset: 1.0 for parameters stored around zero; added in float32.
       dtype: of y; default x's. Computation is in at least float32 with one rounding at the end.
-      implementation: which path computes it ("xla"); None chooses.
+      implementation: which path computes it ("xla", "cpu"); None chooses.
 
     Returns:
       y, shaped like x.
@@ -55,9 +57,8 @@ def layer_norm(
     Reference: Ba, Kiros & Hinton 2016, arXiv:1607.06450, eq. 3.
     """
     call = Call("layer_norm", x)
-    return _normalize_features(
-        call, scale, bias, axis, epsilon, where, axis_name, scale_offset, dtype, implementation, True
-    )
+    options = {"epsilon": epsilon, "scale_offset": scale_offset, "dtype": dtype, "implementation": implementation}
+    return normalize_features(call, scale, bias, center=True, axis=axis, where=where, axis_name=axis_name, **options)
 
 
 def rms_norm(
@@ -85,7 +86,7 @@ def rms_norm(
       axis_name: named axis over whose devices the features are sharded, if they are.
       scale_offset: 1.0 for Gemma-style parameters stored around zero; added in float32, where 1 + 1/256 is not 1.
       dtype: of y; default x's. Computation is in at least float32 with one rounding at the end.
-      implementation: which path computes it ("xla"); None chooses.
+      implementation: which path computes it ("xla", "cpu"); None chooses.
 
     Returns:
       y, shaped like x.
@@ -101,25 +102,38 @@ def rms_norm(
     Reference: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
     """
     call = Call("rms_norm", x)
-    return _normalize_features(
-        call, scale, None, axis, epsilon, where, axis_name, scale_offset, dtype, implementation, False
-    )
+    options = {"epsilon": epsilon, "scale_offset": scale_offset, "dtype": dtype, "implementation": implementation}
+    return normalize_features(call, scale, None, center=False, axis=axis, where=where, axis_name=axis_name, **options)
 
 
-def _normalize_features(
-    call: Call, scale, bias, axis, epsilon, where, axis_name, scale_offset, dtype, implementation, center
-):
+def normalize_features(
+    call: Call,
+    scale,
+    bias,
+    *,
+    center: bool,
+    stream: jax.Array | None = None,
+    axis: AxisLike | None = -1,
+    epsilon: ArrayLike = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: AxisName = None,
+    scale_offset: ArrayLike = 0.0,
+    dtype: DTypeLike | None = None,
+    implementation: str | None = None,
+) -> Any:
+    """Both norms; with a stream, to which x is added first, (y, the sum)."""
     axes = call.axes(axis)
     call.numbers(epsilon, scale_offset)
     call.implementation(implementation)
-    y, _ = standardize_area(
+    return standardize_rows(
         call.x,
-        call.parameter("scale", scale, axes, "reduced axes"),
-        call.parameter("bias", bias, axes, "reduced axes"),
+        call.short_parameter("scale", scale, axes, "reduced axes"),
+        call.short_parameter("bias", bias, axes, "reduced axes"),
+        stream=stream,
         area=Area(axes, *call.devices(axis_name), center=center),
         epsilon=epsilon,
         where=call.mask(where),
         scale_offset=scale_offset,
         dtype=call.output_dtype(dtype),
+        implementation=implementation,
     )
-    return y

@@ -6,8 +6,7 @@ import jax
 from jax.typing import ArrayLike
 
 from jaxnorm.arguments import Call
-from jaxnorm.norms.layer import layer_norm, rms_norm
-from jaxnorm.rules import visible
+from jaxnorm.norms.layer import normalize_features
 
 
 def add_rms_norm(
@@ -39,8 +38,8 @@ def add_rms_norm(
 
     Reference: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4; pre-norm: Xiong et al. 2020, arXiv:2002.04745, table 1.
     """
-    h = _sum("add_rms_norm", x, residual, options.get("where"))
-    return rms_norm(h, scale, **options), h
+    call, stream = _both("add_rms_norm", x, residual)
+    return normalize_features(call, scale, None, center=False, stream=stream, **options)
 
 
 def add_layer_norm(
@@ -69,11 +68,11 @@ def add_layer_norm(
 
     Reference: Ba, Kiros & Hinton 2016, arXiv:1607.06450, eq. 3; pre-norm: as `add_rms_norm`.
     """
-    h = _sum("add_layer_norm", x, residual, options.get("where"))
-    return layer_norm(h, scale, bias, **options), h
+    call, stream = _both("add_layer_norm", x, residual)
+    return normalize_features(call, scale, bias, center=True, stream=stream, **options)
 
 
-def _sum(function: str, x: ArrayLike, residual: ArrayLike, where: ArrayLike | None) -> jax.Array:
+def _both(function: str, x: ArrayLike, residual: ArrayLike) -> tuple[Call, jax.Array]:
     call, stream = Call(function, x), Call(function, residual)
     if call.x.shape != stream.x.shape:
         got = f"x.shape={call.x.shape}, residual.shape={stream.x.shape}"
@@ -83,5 +82,4 @@ def _sum(function: str, x: ArrayLike, residual: ArrayLike, where: ArrayLike | No
         call.fail(
             "`residual` must have x's dtype", got, "Cast one: which, decides how the stream is rounded.", TypeError
         )
-    where = call.mask(where)
-    return visible(where, call.x) + visible(where, stream.x)
+    return call, stream.x
