@@ -31,7 +31,7 @@ LIBRARIES = (*JAX, "torch", "torch.compile")
 PARTS: dict[str, tuple[Callable[..., Iterator[measure.Row]], Callable[[Case, str], bool]]] = {
     "norms": (measure.norm_rows, lambda case, dtype: True),
     "eager": (measure.eager_rows, lambda case, dtype: dtype == "float32" and case.small),
-    "preparation": (measure.preparation_rows, lambda case, dtype: dtype == "float32" and case.small),
+    "preparation": (measure.preparation_rows, lambda case, dtype: dtype == "float32" and case.stacked),
     "model": (measure.model_rows, lambda case, dtype: case.in_models),
     "scan": (measure.scan_rows, lambda case, dtype: dtype == "bfloat16" and case.scanned),
 }

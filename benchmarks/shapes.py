@@ -21,6 +21,11 @@ class Case(NamedTuple):
         return self.shape == (64, 128)
 
     @property
+    def stacked(self) -> bool:
+        """Of which 24 are traced: numbers matter little there."""
+        return self.small and self.norm == "layer_norm"
+
+    @property
     def in_models(self) -> bool:
         return self.model in (
             "ViT-B, 8 images",

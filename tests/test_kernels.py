@@ -3,8 +3,9 @@
 Under sanitizers (they report to the terminal and end the process):
 
     python -m jaxnorm.kernels.build --sanitize
-    LD_PRELOAD=$(g++ -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 pytest -n 0 -m "full or not full" tests/test_kernels.py
-    python -m jaxnorm.kernels.build
+    export ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)"
+    pytest -o addopts= -s tests/test_kernels.py
+    unset LD_PRELOAD; python -m jaxnorm.kernels.build
 """  # noqa: E501
 
 import functools

@@ -41,7 +41,7 @@ def capture(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple
       a mask, `standardize_0`; the input is the left operand, the output of a norm what is normalized;
     - named calls, outer before inner: functions under `jax.jit` (`dense_0`; jax's own too, such as `silu_0`) and with
       derivative rules of their own (`relu_0`), unless their name begins with `_`. The input is every array with
-      dimensions that they are given, parameters included. Of a call that contains no such layer nothing inside is named.
+      dimensions that they are given, parameters included. Of a call without such a layer nothing inside is named.
 
     In front stand the scopes of `jax.named_scope` and the named calls that a layer is inside of:
     `encoder/dense_0/dot_general_0`. Numbers count the same name in the same place, from 0. A layer in a scan is
