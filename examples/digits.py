@@ -193,6 +193,10 @@ def parse() -> argparse.Namespace:
         options.epochs = 2
     if not 2 <= options.batch_size <= 1347:
         parser.error(f"--batch-size must be from 2 to 1347, the training images; got {options.batch_size}")
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--output must be a folder that can be written; got {options.output} ({error})")
     return options
 
 
@@ -208,7 +212,6 @@ def main() -> None:
                 train(options, data, normalized, lambda task=task: progress.advance(task), histories[name])
     except KeyboardInterrupt:
         console.print("Interrupted: what was measured so far is kept.")
-    options.output.mkdir(parents=True, exist_ok=True)
     settings = {"jax": jax.__version__, "device": str(jax.devices()[0])} | vars(options)
     (options.output / "digits.json").write_text(json.dumps({"settings": settings} | histories, indent=1, default=str))
     console.print(report(histories))

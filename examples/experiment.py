@@ -30,26 +30,6 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#00
 CONSOLE = Console()
 
 
-def options(
-    doc: str, name: str, *, seeds: int = 5, extend: Callable[[argparse.ArgumentParser], None] = lambda parser: None
-) -> argparse.Namespace:
-    """The options every experiment has, and its own; `--quick` leaves two seeds."""
-    parser = argparse.ArgumentParser(
-        description=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    extend(parser)
-    parser.add_argument("--seed", type=int, default=0, help="the first seed: of splits, weights and batches")
-    parser.add_argument("--seeds", type=int, default=seeds, help="how many seeds")
-    parser.add_argument("--output", type=Path, default=Path("runs") / name, help="folder for results and picture")
-    parser.add_argument("--quick", action="store_true", help="two seeds, little training: does it run?")
-    chosen = parser.parse_args()
-    if chosen.seeds < 1:
-        parser.error(f"--seeds must be at least 1; got {chosen.seeds}")
-    if chosen.quick:
-        chosen.seeds = min(chosen.seeds, 2)
-    return chosen
-
-
 def at_least(low: int) -> Callable[[str], int]:
     """For `type=` of an option: a whole number that is no smaller."""
 
@@ -59,6 +39,26 @@ def at_least(low: int) -> Callable[[str], int]:
         return int(text)
 
     return number
+
+
+def options(
+    doc: str, name: str, *, seeds: int = 5, extend: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+) -> argparse.Namespace:
+    """The options every experiment has, and its own; `--quick` leaves two seeds."""
+    parser = argparse.ArgumentParser(
+        description=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    extend(parser)
+    parser.add_argument("--seed", type=at_least(0), default=0, help="the first seed: of splits, weights and batches")
+    parser.add_argument("--seeds", type=at_least(1), default=seeds, help="how many seeds, at most 1000")
+    parser.add_argument("--output", type=Path, default=Path("runs") / name, help="folder for results and picture")
+    parser.add_argument("--quick", action="store_true", help="two seeds, little training: does it run?")
+    chosen = parser.parse_args()
+    if chosen.seeds > 1000:  # from there on they are for tuning
+        parser.error(f"--seeds must be at most 1000; got {chosen.seeds}")
+    if chosen.quick:
+        chosen.seeds = min(chosen.seeds, 2)
+    return chosen
 
 
 def machine() -> dict[str, str]:
@@ -104,7 +104,6 @@ class Record:
             raise SystemExit(
                 f"{name}: --output must be a folder that can be written; got {self.folder} ({error})."
             ) from None
-        (self.folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier run
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -112,8 +111,16 @@ class Record:
 
     def add(self, **row: Any) -> None:
         """One finished run (arrays become lists); kept on disk at once."""
+        if not self.rows:
+            self._put_aside()
         self.rows.append({key: np.asarray(v).tolist() if hasattr(v, "dtype") else v for key, v in row.items()})
         self.save()
+
+    def _put_aside(self) -> None:
+        """What an earlier run left stays until there is something new, and then as before.json and before.png."""
+        for old, aside in (("results.json", "before.json"), (f"{self.name}.png", "before.png")):
+            if (self.folder / old).exists():
+                (self.folder / old).replace(self.folder / aside)
 
     def values(self, key: str, **where: Any) -> np.ndarray:
         """One column of the rows that have these values."""
@@ -141,6 +148,8 @@ class Record:
         figure.savefig(self.folder / f"{self.name}.png", dpi=120)
 
     def save(self) -> None:
+        if not self.rows:
+            return
         self.content["seconds"] = round(time.perf_counter() - self._start, 1)
         path = self.folder / "results.json"
         part = path.with_suffix(".part")

@@ -1,7 +1,8 @@
 """Many small networks at once: one compiled program trains every seed and setting of an experiment side by side.
 
 Not a program. All arrays of a run (parameters, statistics, data, settings) have a leading axis of runs, and `vmap` does
-the rest; a run's numbers do not depend on its neighbours.
+the rest. Weights and batches come from the seed and from a run's place among the runs: with another list of runs a seed
+draws others.
 """
 
 import functools

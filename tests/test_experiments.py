@@ -22,9 +22,9 @@ EXPERIMENTS = {
     "covariate_shift": (3, 3, 1),
     "gradient_growth": (5, 1, 1),
     "init_scale": (20, 2, 1),
-    "input_scale": (36, 2, 1),
+    "input_scale": (48, 2, 1),
     "learning_rates": (18, 1, 1),
-    "memorizing": (6, 1, 1),
+    "memorizing": (6, 1, 2),
     "placement": (7, 3, 2),
     "recalibrate": (4, 2, 1),
     "regularization": (18, 3, 2),
@@ -159,7 +159,7 @@ def test_very_deep_batch_norm_lets_gradients_grow_in_plain_networks_only(results
 
 def test_input_scale_is_forgotten_by_norms_and_by_feature_scaling(results):
     content = results("input_scale")
-    for network in ("none", "none, scaled inputs", "batch"):
+    for network in ("none", "none, scaled inputs", "batch", "batch, inputs too"):
         large = column(content, "accuracy", network=network, how="all alike", size=1e3, rate=0.1)
         assert (large < 0.3).all() if network == "none" else (large > 0.85).all()
         assert (column(content, "accuracy", network=network, how="all alike", size=1.0, rate=0.1) > 0.85).all()
@@ -220,12 +220,20 @@ def test_style_refuses_what_is_no_image(option, tmp_path):
         assert "Traceback" not in out
 
 
-def test_a_record_begins_without_the_picture_of_an_earlier_run(tmp_path, monkeypatch):
+def test_a_record_keeps_what_an_earlier_run_left_until_and_after_its_first_row(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     experiment = importlib.import_module("experiment")
     (tmp_path / "mine.png").write_bytes(b"old")
-    experiment.Record("mine", argparse.Namespace(output=tmp_path), lambda: None)
-    assert not (tmp_path / "mine.png").exists()
+    (tmp_path / "results.json").write_text("old")
+    record = experiment.Record("mine", argparse.Namespace(output=tmp_path), lambda: None)
+    record.save()  # as at the end of a run that was interrupted before it had anything
+    assert (tmp_path / "results.json").read_text() == "old"
+    for value in (1, 2):
+        record.add(value=value)
+    assert (tmp_path / "before.json").read_text() == "old"
+    assert (tmp_path / "before.png").read_bytes() == b"old"
+    assert not (tmp_path / "mine.png").exists()  # it is not a picture of these rows
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == [{"value": 1}, {"value": 2}]
 
 
 def test_an_interrupted_experiment_keeps_its_rows_and_says_so(tmp_path):
