@@ -80,7 +80,9 @@ def preparation_rows(case: Case, dtype: str, names: list[str], rounds: int) -> I
 
 def model_rows(case: Case, dtype: str, names: list[str], rounds: int) -> Iterator[Row]:
     """Gradients of the norm between two products, jitted whole."""
-    programs = {name: modes.in_model(c, case) for name, c in contenders(case, dtype, names).items()}
+    found = contenders(case, dtype, names)
+    found = {name: c for name, c in found.items() if c.x.shape == case.shape}  # the products have features last
+    programs = {name: modes.in_model(c, case) for name, c in found.items()}
     calls = {name: modes.jitted(*program) for name, program in programs.items()}
     for row in timed(calls, case, dtype, MODEL, rounds):
         function, args = programs[row["contender"]]
