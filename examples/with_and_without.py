@@ -116,7 +116,7 @@ def word(factors: np.ndarray) -> str:
     if not factor >= 1.1:
         return "no"
     judged = "less" if factor < 3 else "yes" if factor <= 5 else "more"
-    return judged if factors.min() >= 1 else f"{judged}, not in every seed,"
+    return judged if factors.min() >= 1 else f"{judged} (not in every seed)"
 
 
 def report(record, found: Findings, cases, widths) -> None:
