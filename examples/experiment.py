@@ -97,7 +97,7 @@ class Record:
             "tables": [],
             "claims": [],
         }
-        self._start = time.perf_counter()
+        self._start, self._begun = time.perf_counter(), False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -111,13 +111,15 @@ class Record:
 
     def add(self, **row: Any) -> None:
         """One finished run (arrays become lists); kept on disk at once."""
-        if not self.rows:
-            self._put_aside()
+        self._put_aside()
         self.rows.append({key: np.asarray(v).tolist() if hasattr(v, "dtype") else v for key, v in row.items()})
         self.save()
 
     def _put_aside(self) -> None:
         """What an earlier run left stays until there is something new, and then as before.json and before.png."""
+        if self._begun:
+            return
+        self._begun = True
         for old, aside in (("results.json", "before.json"), (f"{self.name}.png", "before.png")):
             if (self.folder / old).exists():
                 (self.folder / old).replace(self.folder / aside)
@@ -145,6 +147,7 @@ class Record:
         self.save()
 
     def picture(self, figure: Figure) -> None:
+        self._put_aside()
         figure.savefig(self.folder / f"{self.name}.png", dpi=120)
 
     def save(self) -> None:

@@ -79,7 +79,7 @@ def main() -> None:
     )
     epochs, images, norms, sizes, rates = chosen.epochs, 768, NORMS, SIZES, RATES
     if chosen.quick:
-        epochs, images, norms, sizes, rates = 1, 128, ("none", "batch", "group"), (4, 32), (0.1,)
+        epochs, images, norms, sizes, rates = 1, 128, ("none", "batch", "layer"), (4, 32), (0.1,)
     runs = [(seed, rate) for seed in range(chosen.seed, chosen.seed + chosen.seeds) for rate in rates]
     cells = [(name, size) for name in norms for size in sizes if name != "ghost" or size > GHOST]
     with recording("which_norm", chosen, len(cells)) as record:

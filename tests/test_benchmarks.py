@@ -14,6 +14,8 @@ from tolerance import tolerance
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+pytestmark = pytest.mark.peers  # it imports them all
+
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 
@@ -49,7 +51,6 @@ def as_users_run():
         yield
 
 
-@pytest.mark.peers
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_everybody_computes_the_same_norm_and_gradient(dtype, as_users_run):
     from benchmarks import modes
@@ -79,7 +80,6 @@ def test_everybody_computes_the_same_norm_and_gradient(dtype, as_users_run):
                 np.testing.assert_allclose(value, ours, atol=close, err_msg=f"{case.norm}, {name}, {key}")
 
 
-@pytest.mark.peers
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_torch_computes_it_too(dtype):
     from benchmarks.contenders import numbers
