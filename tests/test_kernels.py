@@ -413,7 +413,7 @@ def absent(folder):
 
 
 @pytest.mark.parametrize(("change", "environment", "word"), [
-    (absent, {}, "not built when jaxnorm was installed"),
+    (absent, {library.SWITCH: "on"}, "not built when jaxnorm was installed"),
     (lambda folder: None, {library.SWITCH: "off"}, "switched off by the environment (JAXNORM_KERNELS=off)"),
 ], ids=["absent", "off"])  # fmt: skip
 def test_a_library_that_is_absent_or_switched_off_is_no_cause_for_warnings(change, environment, word, tmp_path):
