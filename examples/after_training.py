@@ -21,8 +21,7 @@ Lesson 1, training and testing; lesson 3, scaling and shifting; lesson 4, the so
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from experiment import COLORS, at_least, middle, options, recording
+from experiment import COLORS, middle, options, recording
 from matplotlib import pyplot as plt
 from networks import Data, Trainer, digits, perceptron
 
@@ -36,14 +35,7 @@ CLOSE = 0.1
 
 
 def main() -> None:
-    chosen = options(
-        __doc__,
-        "after_training",
-        seeds=5,
-        extend=lambda parser: parser.add_argument(
-            "--epochs", type=at_least(1), default=30, help="passes over the images"
-        ),
-    )
+    chosen = options(__doc__, "after_training", seeds=5, epochs=30)
     epochs = 2 if chosen.quick else chosen.epochs
     epsilons = EPSILONS[1:2] if chosen.quick else EPSILONS
     seeds = list(range(chosen.seed, chosen.seed + chosen.seeds))
@@ -52,8 +44,7 @@ def main() -> None:
         for epsilon in epsilons:
             network = perceptron("batch", epsilon=epsilon)
             settings = {"rate": jnp.full(len(seeds), 0.1)}
-            optimizer = lambda setting: optax.sgd(setting["rate"], momentum=0.9)
-            trainer = Trainer(network, data, settings, optimizer=optimizer, batch_size=60, seed=chosen.seed)
+            trainer = Trainer(network, data, settings, batch_size=60, seed=chosen.seed)
             for _ in range(epochs):
                 trainer.epoch()
                 record.advance(f"epsilon {epsilon}")

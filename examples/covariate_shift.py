@@ -41,7 +41,7 @@ import numpy as np
 import optax
 from experiment import COLORS, at_least, middle, options, recording
 from matplotlib import pyplot as plt
-from networks import Network, Trainer, compiled, cross_entropy, digits, perceptron, steps_to
+from networks import Network, Trainer, compiled, cross_entropy, digits, perceptron, sgd, steps_to
 
 NETWORKS = {"sigmoid": (jax.nn.sigmoid, 16.0), "relu": (jax.nn.relu, 2.0)}
 NORMS = ("none", "batch", "noisy")
@@ -138,19 +138,15 @@ def movement(network: str, norm: str, optimizer, offset, state, data, setting, k
 
 
 def train(record, network, norm, steps, runs) -> None:
-    def optimizer(setting):
-        return optax.sgd(setting["rate"], momentum=0.9)
-
     trainer = Trainer(
         shifting(network, norm),
         digits([seed for seed, _ in runs]),
         {"rate": jnp.array([rate for _, rate in runs], jnp.float32)},
-        optimizer=optimizer,
         batch_size=BATCH,
         seed=runs[0][0],
         steps=EVERY,
     )
-    measure = compiled(movement, network, norm, optimizer)
+    measure = compiled(movement, network, norm, sgd)
     curves, moved = [], []
     for look in range(steps // EVERY):
         if look % 5 == 0:

@@ -42,12 +42,23 @@ def at_least(low: int) -> Callable[[str], int]:
 
 
 def options(
-    doc: str, name: str, *, seeds: int = 5, extend: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    doc: str,
+    name: str,
+    *,
+    seeds: int = 5,
+    epochs: int | None = None,
+    least: int = 1,
+    extend: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
 ) -> argparse.Namespace:
-    """The options every experiment has, and its own; `--quick` leaves two seeds."""
+    """The options every experiment has, and its own; `--quick` leaves two seeds.
+
+    epochs: the default of `--epochs`, passes over the images, at `least` so many; None for programs without it.
+    """
     parser = argparse.ArgumentParser(
         description=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    if epochs is not None:
+        parser.add_argument("--epochs", type=at_least(least), default=epochs, help="passes over the images")
     extend(parser)
     parser.add_argument("--seed", type=at_least(0), default=0, help="the first seed: of splits, weights and batches")
     parser.add_argument("--seeds", type=at_least(1), default=seeds, help="how many seeds, at most 1000")

@@ -24,8 +24,7 @@ Lesson 4, benefits.
 
 import jax.numpy as jnp
 import numpy as np
-import optax
-from experiment import COLORS, at_least, options, recording
+from experiment import COLORS, options, recording
 from matplotlib import pyplot as plt
 from networks import Trainer, digits, perceptron
 
@@ -34,14 +33,7 @@ GOOD = 0.9
 
 
 def main() -> None:
-    chosen = options(
-        __doc__,
-        "init_scale",
-        seeds=3,
-        extend=lambda parser: parser.add_argument(
-            "--epochs", type=at_least(1), default=10, help="passes over the images"
-        ),
-    )
+    chosen = options(__doc__, "init_scale", seeds=3, epochs=10)
     epochs = 2 if chosen.quick else chosen.epochs
     scales = np.logspace(-2, 2, 5 if chosen.quick else 17)
     rates = np.logspace(-2, -1, 2) if chosen.quick else np.logspace(-3, 1, 5)
@@ -57,7 +49,6 @@ def main() -> None:
                 perceptron(name),
                 data,
                 settings,
-                optimizer=lambda setting: optax.sgd(setting["rate"], momentum=0.9),
                 batch_size=60,
                 seed=chosen.seed,
             )

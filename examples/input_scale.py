@@ -18,8 +18,7 @@ Lesson 2, the problem; lesson 3, why it is a problem; lesson 2, question 4.
 
 import jax.numpy as jnp
 import numpy as np
-import optax
-from experiment import COLORS, at_least, options, recording
+from experiment import COLORS, options, recording
 from matplotlib import pyplot as plt
 from networks import Data, Network, Trainer, digits, perceptron
 
@@ -37,14 +36,7 @@ DECADES = (0, 2, 4, 6)
 
 
 def main() -> None:
-    chosen = options(
-        __doc__,
-        "input_scale",
-        seeds=3,
-        extend=lambda parser: parser.add_argument(
-            "--epochs", type=at_least(1), default=10, help="passes over the images"
-        ),
-    )
+    chosen = options(__doc__, "input_scale", seeds=3, epochs=10)
     epochs = 2 if chosen.quick else chosen.epochs
     scales = np.logspace(-3, 3, 3 if chosen.quick else 7)
     rates = np.logspace(-2, -1, 2) if chosen.quick else np.logspace(-6, 1, 8)
@@ -60,7 +52,6 @@ def main() -> None:
                 perceptron(norm) if name != "batch, inputs too" else normalized_inputs(),
                 data,
                 settings,
-                optimizer=lambda setting: optax.sgd(setting["rate"], momentum=0.9),
                 batch_size=60,
                 seed=chosen.seed,
             )

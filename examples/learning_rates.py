@@ -10,8 +10,7 @@ Leaves results.json and learning_rates.png in runs/learning_rates/.
 
 import jax.numpy as jnp
 import numpy as np
-import optax
-from experiment import COLORS, at_least, options, recording
+from experiment import COLORS, options, recording
 from matplotlib import pyplot as plt
 from networks import Trainer, digits, perceptron
 
@@ -20,11 +19,7 @@ GOOD = 0.9
 
 
 def main() -> None:
-    chosen = options(
-        __doc__,
-        "learning_rates",
-        extend=lambda parser: parser.add_argument("--epochs", type=at_least(1), default=15, help="over the images"),
-    )
+    chosen = options(__doc__, "learning_rates", epochs=15)
     epochs = 2 if chosen.quick else chosen.epochs
     rates = np.logspace(-4, 1, 6 if chosen.quick else 21)
     seeds = list(range(chosen.seed, chosen.seed + chosen.seeds))
@@ -37,7 +32,6 @@ def main() -> None:
                 perceptron(name),
                 data,
                 settings,
-                optimizer=lambda setting: optax.sgd(setting["rate"], momentum=0.9),
                 batch_size=60,
                 seed=chosen.seed,
             )

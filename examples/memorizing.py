@@ -17,8 +17,7 @@ Lesson 2, benefit 4. Random labels: Zhang et al. 2017, arXiv:1611.03530.
 
 import jax.numpy as jnp
 import numpy as np
-import optax
-from experiment import COLORS, at_least, middle, options, recording
+from experiment import COLORS, middle, options, recording
 from matplotlib import pyplot as plt
 from networks import Data, Trainer, digits, perceptron
 
@@ -29,14 +28,7 @@ EVERY = 2  # epochs between looks
 
 
 def main() -> None:
-    chosen = options(
-        __doc__,
-        "memorizing",
-        seeds=10,
-        extend=lambda parser: parser.add_argument(
-            "--epochs", type=at_least(EVERY), default=60, help="passes over the images"
-        ),
-    )
+    chosen = options(__doc__, "memorizing", seeds=10, epochs=60, least=EVERY)
     epochs = 6 if chosen.quick else chosen.epochs
     norms, tuning = (NORMS[:2], 1) if chosen.quick else (NORMS, 4)
     seeds = list(range(chosen.seed, chosen.seed + chosen.seeds))
@@ -46,8 +38,7 @@ def main() -> None:
         data, wrong = mislabelled([seed for seed, _ in runs])
         for norm in norms:
             settings = {"rate": jnp.array([rate for _, rate in runs], jnp.float32)}
-            optimizer = lambda setting: optax.sgd(setting["rate"], momentum=0.9)
-            trainer = Trainer(perceptron(norm), data, settings, optimizer=optimizer, batch_size=32, seed=chosen.seed)
+            trainer = Trainer(perceptron(norm), data, settings, batch_size=32, seed=chosen.seed)
             looks = []
             for epoch in range(1, epochs + 1):
                 trainer.epoch()

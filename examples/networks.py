@@ -101,6 +101,11 @@ def cross_entropy(logits, labels):
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
+def sgd(setting) -> optax.GradientTransformation:
+    """What most experiments train with, at the rate of the setting."""
+    return optax.sgd(setting["rate"], momentum=0.9)
+
+
 @functools.cache
 def compiled(function: Callable, *fixed, donate_argnums: int | tuple[int, ...] = ()) -> Callable:
     """`function(*fixed, ...)` side by side for all runs, compiled once for trainers that share what is fixed.
@@ -124,7 +129,7 @@ class Trainer:
     """
 
     def __init__(
-        self, network: Network, data: Data, settings, *, optimizer, batch_size: int, seed: int = 0, steps=None
+        self, network: Network, data: Data, settings, *, optimizer=sgd, batch_size: int, seed: int = 0, steps=None
     ):
         self.data, self.settings, self.seed = data, settings, seed
         self.batches = (steps or data.x.shape[1] // batch_size, batch_size)

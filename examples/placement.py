@@ -82,10 +82,6 @@ def residual(order: str) -> Network:
     return Network(init, apply)
 
 
-def sgd(setting):
-    return optax.sgd(setting["rate"], momentum=0.9)
-
-
 def adam(setting):
     """Up to the rate in the steps of warm-up, and down to zero over all steps."""
     rise = lambda step: jnp.minimum(1, (step + 1) / setting["warm_up"])
@@ -104,7 +100,7 @@ def convolutions(record, seeds, *, epochs: int, images: int, rates) -> None:
     data = digits([seed for seed, _ in runs], (8, 8, 1), train=images)
     settings = {"rate": jnp.array([rate for _, rate in runs], jnp.float32)}
     for order in ORDERS:
-        trainer = Trainer(residual(order), data, settings, optimizer=sgd, batch_size=32, seed=seeds[0])
+        trainer = Trainer(residual(order), data, settings, batch_size=32, seed=seeds[0])
         for _ in range(epochs):
             trainer.epoch()
             record.advance(order)

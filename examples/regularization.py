@@ -23,8 +23,7 @@ Lesson 2, benefit 4; lesson 4, benefits.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from experiment import COLORS, at_least, middle, options, recording
+from experiment import COLORS, middle, options, recording
 from matplotlib import pyplot as plt
 from networks import Data, Network, Trainer, digits, perceptron
 
@@ -34,14 +33,7 @@ RATES = (0.01, 0.03, 0.1)
 
 
 def main() -> None:
-    chosen = options(
-        __doc__,
-        "regularization",
-        seeds=20,
-        extend=lambda parser: parser.add_argument(
-            "--epochs", type=at_least(1), default=40, help="passes over the images"
-        ),
-    )
+    chosen = options(__doc__, "regularization", seeds=20, epochs=40)
     epochs = 5 if chosen.quick else chosen.epochs
     drops = (0.0, 0.3) if chosen.quick else (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
     cases = [(norm, size, None) for size in (8, 32, 128) for norm in NORMS] + [("batch", 128, 8)]
@@ -95,7 +87,6 @@ def train(record, network, seeds, batch_size, epochs, drops, about) -> None:
         network,
         few_digits([seed for seed, _, _ in every]),
         {"rate": jnp.array(rates, jnp.float32), "drop": jnp.array(probabilities, jnp.float32)},
-        optimizer=lambda setting: optax.sgd(setting["rate"], momentum=0.9),
         batch_size=batch_size,
         seed=seeds[0],
     )

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from experiment import COLORS, at_least, middle, options, recording
+from experiment import COLORS, middle, options, recording
 from matplotlib import pyplot as plt
 from networks import Network, Trainer, compiled, cross_entropy, digits, init_norm, norm
 
@@ -35,14 +35,7 @@ WIDTH, GOOD = 48, 0.9
 
 
 def main() -> None:
-    chosen = options(
-        __doc__,
-        "very_deep",
-        seeds=3,
-        extend=lambda parser: parser.add_argument(
-            "--epochs", type=at_least(1), default=10, help="passes over the images"
-        ),
-    )
+    chosen = options(__doc__, "very_deep", seeds=3, epochs=10)
     epochs = 1 if chosen.quick else chosen.epochs
     depths = (10,) if chosen.quick else (10, 20, 50, 100)
     norms = NORMS[:2] if chosen.quick else NORMS

@@ -25,8 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from experiment import COLORS, at_least, options, recording
+from experiment import COLORS, options, recording
 from matplotlib import pyplot as plt
 from networks import Network, Trainer, convolve, digits, init_norm, norm
 
@@ -64,19 +63,8 @@ def pyramid(name: str) -> Network:
     return Network(init, apply)
 
 
-def sgd(setting):
-    return optax.sgd(setting["rate"], momentum=0.9)
-
-
 def main() -> None:
-    chosen = options(
-        __doc__,
-        "which_norm",
-        seeds=3,
-        extend=lambda parser: parser.add_argument(
-            "--epochs", type=at_least(1), default=10, help="passes over the images"
-        ),
-    )
+    chosen = options(__doc__, "which_norm", seeds=3, epochs=10)
     epochs, images, norms, sizes, rates = chosen.epochs, 768, NORMS, SIZES, RATES
     if chosen.quick:
         epochs, images, norms, sizes, rates = 1, 128, ("none", "batch", "layer"), (4, 32), (0.1,)
@@ -90,7 +78,7 @@ def main() -> None:
         def accuracies(cell):
             name, size = cell
             settings = {"rate": base * size / 32}
-            trainer = Trainer(networks[name], data, settings, optimizer=sgd, batch_size=size, seed=chosen.seed)
+            trainer = Trainer(networks[name], data, settings, batch_size=size, seed=chosen.seed)
             for _ in range(epochs):
                 trainer.epoch()
             return trainer.evaluate()["accuracy"]

@@ -24,7 +24,6 @@ Lesson 2, experiment 1; lesson 4, benefits.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from experiment import COLORS, at_least, middle, options, recording
 from matplotlib import pyplot as plt
 from networks import Trainer, digits, perceptron, steps_to
@@ -64,7 +63,6 @@ def trainer(network, norm, runs, steps, width=100) -> Trainer:
         perceptron(norm, (64, width, width, width, 10), activation, gain=gain),
         digits([seed for seed, _ in runs]),
         {"rate": jnp.array([rate for _, rate in runs], jnp.float32)},
-        optimizer=lambda setting: optax.sgd(setting["rate"], momentum=0.9),
         batch_size=60,
         seed=runs[0][0],
         steps=steps,
