@@ -239,6 +239,18 @@ def test_sharded_jit_gathers_nothing_and_sums_parameters_once(case, kind, path, 
         assert "jaxnorm_" in text
 
 
+def test_a_jax_that_cannot_divide_kernels_is_reported_once(monkeypatch):
+    from jax._src import dispatch
+
+    from jaxnorm.rules import lowering
+
+    monkeypatch.setattr(lowering, "_devices_known", False)
+    monkeypatch.delattr(dispatch, "prim_requires_devices_during_lowering")
+    with pytest.warns(RuntimeWarning, match="kernels cannot be divided over devices: cannot import name") as warned:
+        [lowering.know_devices() for _ in range(2)]
+    assert len(warned) == 1
+
+
 def test_moments_first_and_norms_after_are_divided_alike():
     """Whatever is called first in a process teaches JAX of all the primitives."""
     code = (

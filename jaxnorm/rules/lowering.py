@@ -7,6 +7,7 @@ the numbers of one set are spread over devices the formulas compute, and sum ove
 
 import math
 import string
+import warnings
 from collections.abc import Callable, Iterable
 
 import jax
@@ -14,11 +15,6 @@ from jax.core import ShapedArray
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.interpreters import mlir
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, use_abstract_mesh
-
-try:
-    from jax._src import dispatch, xla_bridge
-except ImportError:
-    dispatch = xla_bridge = None
 
 from jaxnorm.kernels import library
 from jaxnorm.rules import native
@@ -87,14 +83,28 @@ _devices_known = False
 def know_devices() -> None:
     """Programs for several CPUs are lowered for given devices, as `custom_partitioning` asks; others for any.
 
-    JAX has no public name for that yet. Without it, or before there are devices, several CPUs get the formulas.
+    JAX has no public name for that yet. Without it several CPUs get the formulas, and a word of it; before there are
+    devices, the formulas.
     """
     global _devices_known
-    if _devices_known or dispatch is None or xla_bridge is None or not xla_bridge.backends_are_initialized():
+    if _devices_known:
+        return
+    try:
+        from jax._src.dispatch import prim_requires_devices_during_lowering as needing
+        from jax._src.xla_bridge import backends_are_initialized
+    except ImportError as error:
+        _devices_known = True
+        if jax.default_backend() == "cpu" and jax.device_count() > 1:
+            todo = "Programs for several CPUs are computed by XLA instead; a newer jaxnorm may know this JAX."
+            warnings.warn(
+                f"jaxnorm: kernels cannot be divided over devices: {error}. {todo}", RuntimeWarning, stacklevel=2
+            )
+        return
+    if not backends_are_initialized():
         return
     _devices_known = True
     if jax.default_backend() == "cpu" and jax.device_count() > 1:
-        dispatch.prim_requires_devices_during_lowering.update(_with_kernels)
+        needing.update(_with_kernels)
 
 
 # -- on many devices ---------------------------------------------------------------------------------------------------

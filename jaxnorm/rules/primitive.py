@@ -71,8 +71,9 @@ def define(name: str, formula, here: Any = None, names_out: Any = None) -> tuple
         with jax.disable_jit(False):
             return program(primitive, **static)(*flat)
 
-    mlir.register_lowering(primitive, mlir.lower_fun(flat_formula, multiple_results=True))
-    if here is not None:
+    if here is None:
+        mlir.register_lowering(primitive, mlir.lower_fun(flat_formula, multiple_results=True))
+    else:
 
         def flat_here(*flat, norm: Norm, given: Given, places=None, **static) -> list[jax.Array]:
             return here(norm, *grouped(name, given, flat), **static, places=places)
