@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -329,6 +330,22 @@ def test_kernels_are_here_where_they_can_be_built():
         pytest.skip("no compiler or no headers")
     if os.environ.get(library.SWITCH) != "off":
         assert library.missing() is None, "python -m jaxnorm.kernels.build"
+
+
+def test_the_library_is_loaded_once_though_many_threads_ask_first(monkeypatch):
+    loads = []
+
+    def slow():
+        loads.append(threading.get_ident())
+        time.sleep(0.05)
+
+    monkeypatch.setattr(library, "_missing", functools.cache(slow))
+    threads = [threading.Thread(target=library.missing) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loads) == 1
 
 
 def test_implementations_say_what_serves_and_why():

@@ -9,6 +9,7 @@ import ctypes
 import functools
 import os
 import platform
+import threading
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -20,9 +21,17 @@ TARGETS = [f"jaxnorm_{shape}_{direction}" for shape in ("rows", "columns") for d
 AGAIN = "Install jaxnorm again, or run `python -m jaxnorm.kernels.build`."
 
 
-@functools.cache
+_LOADING = threading.Lock()
+
+
 def missing() -> str | None:
-    """Why there are no compiled kernels, or None: they are loaded and registered. Asked once, by the first norm."""
+    """Why there are no compiled kernels, or None: they are loaded and registered, once, by the first norm."""
+    with _LOADING:  # the first two norms may be in two threads
+        return _missing()
+
+
+@functools.cache
+def _missing() -> str | None:
     from jaxnorm.kernels import build  # late: `python -m` runs that file, and it should not be here before
 
     switch = os.environ.get(SWITCH, "on")
@@ -34,7 +43,7 @@ def missing() -> str | None:
         return f"not built when jaxnorm was installed, for want of a C++ compiler or XLA's headers. {AGAIN}"
     reason = _misfit(build) or _register(build.LIBRARY)
     if reason:
-        warnings.warn(f"jaxnorm: {build.LIBRARY} is not used: {reason}. {AGAIN}", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"jaxnorm: {build.LIBRARY} is not used: {reason}. {AGAIN}", RuntimeWarning, stacklevel=3)
     return reason
 
 
