@@ -40,7 +40,7 @@ def norm_rows(case: Case, dtype: str, names: list[str], rounds: int) -> Iterator
     for mode, prepare in modes.JITTED.items():
         programs = {name: prepare(contender) for name, contender in found.items()}
         calls = {name: modes.jitted(*program) for name, program in programs.items()}
-        for name in set(names) & {"torch", "torch.compile"}:
+        for name in (name for name in names if name.startswith("torch")):
             from benchmarks.torch_contender import torch_call, torch_norm
 
             calls[name] = torch_call(torch_norm(case, dtype), mode, compile=name == "torch.compile")
