@@ -26,6 +26,7 @@ from benchmarks.contenders import JAX
 from benchmarks.machine import described
 from benchmarks.report import show, write
 from benchmarks.shapes import CASES, DTYPES, NORMS, Case
+from benchmarks.timing import keep_memory
 
 LIBRARIES = (*JAX, "torch", "torch.compile")
 PARTS: dict[str, tuple[Callable[..., Iterator[measure.Row]], Callable[[Case, str], bool]]] = {
@@ -68,6 +69,7 @@ def main() -> None:
     if options.write:
         write(json.loads(options.write.read_text()), options.write)
         return
+    keep_memory()
     libraries = options.library or [name for name in LIBRARIES if name != "torch.compile" or options.compile]
     libraries = list(dict.fromkeys(["jaxnorm", *libraries]))
     work = [

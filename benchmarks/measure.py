@@ -20,10 +20,12 @@ def about(case: Case, dtype: str, mode: str) -> Row:
 
 
 def timed(calls: dict[str, Callable], case: Case, dtype: str, mode: str, rounds: int) -> list[Row]:
-    seconds = interleaved(calls, rounds)
-    relative = ratios(seconds, "jaxnorm")
+    first, second = interleaved(calls, rounds)
+    relative, relative_first = ratios(second, "jaxnorm"), ratios(first, "jaxnorm")
     return [
-        about(case, dtype, mode) | {"contender": name, "seconds": quantiles(seconds[name]), "ratio": relative[name]}
+        about(case, dtype, mode)
+        | {"contender": name, "seconds": quantiles(second[name]), "ratio": relative[name]}
+        | {"first_seconds": quantiles(first[name]), "first_ratio": relative_first[name]}
         for name in calls
     ]
 

@@ -38,9 +38,9 @@ def spread(ratio: list[float]) -> str:
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
-def mean_and_worst(rows: Rows) -> str:
+def mean_and_worst(rows: Rows, key: str) -> str:
     """The geometric mean over shapes, and the shape where it is least."""
-    middles = [row["ratio"][1] for row in rows]
+    middles = [row[key][1] for row in rows]
     return f"{np.exp(np.log(middles).mean()):.2f} ({min(middles):.2f})" if middles else ""
 
 
@@ -49,7 +49,7 @@ def mean_and_worst(rows: Rows) -> str:
 Content = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 
 
-def summary(rows: Rows) -> Content:
+def summary(rows: Rows, key: str = "ratio", when: str = "") -> Content:
     timed = [row for row in rows if row["mode"] in ("forward", "forward+backward") and row["contender"] != COPY]
     names = rivals(timed)
     lines = []
@@ -58,10 +58,14 @@ def summary(rows: Rows) -> Content:
             for mode in ("forward", "forward+backward"):
                 of = [r for r in having(timed, dtype=dtype, mode=mode) if r["norm"] in norms]
                 if of:
-                    cells = (mean_and_worst(having(of, contender=name)) for name in names)
+                    cells = (mean_and_worst(having(of, contender=name), key) for name in names)
                     lines.append((family, dtype, mode, *cells))
-    title = "their time over jaxnorm's: geometric mean over shapes (the shape where it is least)"
+    title = f"their time over jaxnorm's{when}: geometric mean over shapes (the shape where it is least)"
     return title, ("norm", "dtype", "mode", *names), lines
+
+
+def first_calls(rows: Rows) -> Content:
+    return summary(rows, "first_ratio", ", first call of a turn, from caches full of others' numbers")
 
 
 def shapes(rows: Rows) -> Content:
@@ -122,7 +126,7 @@ def scanned(rows: Rows) -> Content:
     return title, ("norm", "model", "library", "MiB", "over jaxnorm's"), lines
 
 
-TABLES = {"summary": summary, "shapes": shapes, "kept": kept, "others": others, "scan": scanned}
+TABLES = {"summary": summary, "first": first_calls, "shapes": shapes, "kept": kept, "others": others, "scan": scanned}
 
 
 # -- where they go -----------------------------------------------------------------------------------------------------

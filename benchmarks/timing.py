@@ -1,8 +1,11 @@
 """Times of rival functions, taken in turn in one process, so that a busy moment of the machine hits all of them.
 
-What is compared are ratios within a round; a round calls everybody once, in an order that is drawn anew.
+What is compared are ratios within a round, in which everybody has a turn, in an order that is drawn anew. A turn is two
+calls. The first finds the caches full of others' numbers; the second, as a loop does, its own.
 """
 
+import contextlib
+import ctypes
 import resource
 import time
 from collections.abc import Callable
@@ -13,19 +16,31 @@ import numpy as np
 QUANTILES = (0.2, 0.5, 0.8)
 
 
-def interleaved(calls: dict[str, Callable[[], Any]], rounds: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Seconds of every call in every round. A call returns when its work is done."""
+def keep_memory() -> None:
+    """Freed memory stays with the process. The C library would give large arrays back to the system after every call,
+    and what is then measured is how fast the kernel maps pages."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # of glibc alone; elsewhere page faults are counted
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mappings of their own
+        libc.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
+
+
+def interleaved(
+    calls: dict[str, Callable[[], Any]], rounds: int, seed: int = 0
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Seconds of everybody's first and second call, in every round. A call returns when its work is done."""
     rng, names = np.random.default_rng(seed), list(calls)
-    seconds = {name: np.zeros(rounds) for name in names}
+    first, second = ({name: np.zeros(rounds) for name in names} for _ in range(2))
     for i in range(-3, rounds):  # three rounds warm up
         for name in rng.permutation(names):
-            start = time.perf_counter()
-            result = calls[name]()
-            stop = time.perf_counter()
-            del result  # its memory is there for the next one
-            if i >= 0:
-                seconds[name][i] = stop - start
-    return seconds
+            for seconds in (first, second):
+                start = time.perf_counter()
+                result = calls[name]()
+                stop = time.perf_counter()
+                del result  # its memory is there for the next one
+                if i >= 0:
+                    seconds[name][i] = stop - start
+    return first, second
 
 
 def page_faults(call: Callable[[], Any], calls: int = 5) -> float:

@@ -1,9 +1,11 @@
 """The benchmark compares like with like, measures what it says, and its tables are those of its file of results."""
 
+import functools
 import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -101,9 +103,15 @@ def test_rounds_are_paired_and_quantiles_are_of_ratios():
     seconds = {"jaxnorm": np.array([1.0, 2.0, 4.0, 1.0, 2.0]), "other": np.array([2.0, 4.0, 8.0, 2.0, 4.0])}
     assert ratios(seconds, "jaxnorm")["other"] == [2.0, 2.0, 2.0]  # though its times spread fourfold
     called = []
-    timed = interleaved({name: lambda name=name: called.append(name) for name in "abc"}, rounds=7)
-    assert all(values.shape == (7,) for values in timed.values())
-    rounds = [called[i : i + 3] for i in range(0, 30, 3)]
+    def call(name):
+        called.append(name)
+        time.sleep(0.005 if name == "a" and called[-2:] != ["a", "a"] else 0)
+
+    first, second = interleaved({name: functools.partial(call, name) for name in "abc"}, rounds=7)
+    assert all(values.shape == (7,) for timed in (first, second) for values in timed.values())
+    assert first["a"].min() > 0.005 > second["a"].max()
+    assert called[::2] == called[1::2]  # a turn is two calls
+    rounds = [called[i : i + 6 : 2] for i in range(0, 60, 6)]
     assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
     assert len({tuple(r) for r in rounds}) > 1
 

@@ -22,6 +22,7 @@
 #include <memory>
 #include <new>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -173,24 +174,24 @@ ffi::Error rows_backward(ffi::ThreadPool pool, In x, In factor, In epsilon, In d
   return kernel(a);
 }
 
-ColumnsArguments columns(ffi::ThreadPool& pool, const In& x) {
-  const auto d = x.dimensions();
-  return {Workers(&pool, 3 * x.size_bytes()), x.element_type(), d[0], d[1], d[2], d[3]};
+// Their shape is given beside them: before an array with dimensions of 1 XLA may put a copy of it.
+ColumnsArguments columns(ffi::ThreadPool& pool, const In& x, ffi::Span<const int64_t> shape) {
+  return {Workers(&pool, 3 * x.size_bytes()), x.element_type(), shape[0], shape[1], shape[2], shape[3]};
 }
 
 ffi::Error columns_forward(ffi::ThreadPool pool, In x, In factor, In bias, In epsilon, Out y, Out mean, Out residual,
-                           Out var) {
+                           Out var, ffi::Span<const int64_t> shape) {
   static const auto kernel = KERNEL(columns_forward);
-  auto a = columns(pool, x);
+  auto a = columns(pool, x, shape);
   a.x = data(x), a.factor = data(factor), a.bias = data(bias), a.epsilon = data(epsilon);
   a.y = data(y), a.mean = data(mean), a.residual = data(residual), a.var = data(var);
   return kernel(a);
 }
 
 ffi::Error columns_backward(ffi::ThreadPool pool, In x, In mean, In residual, In var, In factor, In epsilon, In dy,
-                            Out dx, Out dfactor, Out dbias) {
+                            Out dx, Out dfactor, Out dbias, ffi::Span<const int64_t> shape) {
   static const auto kernel = KERNEL(columns_backward);
-  auto a = columns(pool, x);
+  auto a = columns(pool, x, shape);
   a.x = data(x), a.factor = data(factor), a.epsilon = data(epsilon), a.dy = data(dy);
   a.mean = mean.untyped_data(), a.residual = residual.untyped_data(), a.var = var.untyped_data();
   a.dx = data(dx), a.dfactor = data(dfactor), a.dbias = data(dbias);
@@ -204,13 +205,14 @@ ffi::Error columns_backward(ffi::ThreadPool pool, In x, In mean, In residual, In
 #define ARRAY .Arg<jaxnorm::In>()
 #define RESULT .Ret<xla::ffi::AnyBuffer>()
 #define ROWS .Attr<bool>("center").Attr<int64_t>("kept").Attr<int64_t>("repeat")
+#define COLUMNS .Attr<xla::ffi::Span<const int64_t>>("shape")
 #define HANDLER(name, binding) \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxnorm_##name, jaxnorm::name, xla::ffi::Ffi::Bind().Ctx<xla::ffi::ThreadPool>() binding)
 
 HANDLER(rows_forward, ARRAY ARRAY ARRAY ARRAY ARRAY RESULT RESULT RESULT RESULT RESULT ROWS);
 HANDLER(rows_backward, ARRAY ARRAY ARRAY ARRAY ARRAY RESULT RESULT RESULT ROWS);
-HANDLER(columns_forward, ARRAY ARRAY ARRAY ARRAY RESULT RESULT RESULT RESULT);
-HANDLER(columns_backward, ARRAY ARRAY ARRAY ARRAY ARRAY ARRAY ARRAY RESULT RESULT RESULT);
+HANDLER(columns_forward, ARRAY ARRAY ARRAY ARRAY RESULT RESULT RESULT RESULT COLUMNS);
+HANDLER(columns_backward, ARRAY ARRAY ARRAY ARRAY ARRAY ARRAY ARRAY RESULT RESULT RESULT COLUMNS);
 
 #pragma GCC visibility pop
 
@@ -218,7 +220,7 @@ HANDLER(columns_backward, ARRAY ARRAY ARRAY ARRAY ARRAY ARRAY ARRAY RESULT RESUL
 
 namespace jaxnorm::JAXNORM_ISA {
 
-// -- Vectors, computed in at least float32 ---------------------------------------------------------------------------
+// -- Numbers, computed in at least float32 ---------------------------------------------------------------------------
 
 template <class T>
 struct Computed {
@@ -234,64 +236,88 @@ using Wide = typename Computed<T>::type;
 template <class W>
 struct Vector {
   typedef W type __attribute__((vector_size(JAXNORM_BYTES)));
-  static constexpr int64_t lanes = JAXNORM_BYTES / sizeof(W);
 };
 template <class W>
 using Vec = typename Vector<W>::type;
-template <class T>
-constexpr int64_t kLanes = Vector<Wide<T>>::lanes;
-
-typedef uint16_t Halves __attribute__((vector_size(JAXNORM_BYTES / 2)));
-using Bits = Vec<uint32_t>;
+using Words = Vec<uint32_t>;
+using Halves = Vec<uint16_t>;
 using Floats = Vec<float>;
 
-INLINE Floats widen(Bits h, bfloat16) { return (Floats)(h << 16); }
+// Half precision is computed two vectors at once: of two numbers in a word the lower half is the even one.
+struct Pair {
+  Floats even, odd;
+};
+#define PAIRWISE(op)                                                                     \
+  INLINE Pair operator op(Pair a, Pair b) { return {a.even op b.even, a.odd op b.odd}; } \
+  INLINE Pair operator op(Pair a, float b) { return {a.even op b, a.odd op b}; }
+PAIRWISE(+)
+PAIRWISE(-)
+PAIRWISE(*)
+#undef PAIRWISE
+INLINE Pair& operator+=(Pair& a, Pair b) { return a = a + b; }
 
-INLINE Floats widen(Bits h, float16) {
-  const Bits magnitude = h & 0x7fff;
-  const Bits infinite = (Bits)(magnitude >= 0x7c00) & 0x38000000;
-  const Bits normal = (magnitude << 13) + 0x38000000 + infinite;
-  const Bits subnormal = (Bits)(__builtin_convertvector(magnitude, Floats) * 0x1p-24f);
-  return (Floats)((magnitude < 0x400 ? subnormal : normal) | (h & 0x8000) << 16);
+template <class T>
+constexpr bool kHalf = sizeof(T) == 2;
+template <class T>
+using Numbers = std::conditional_t<kHalf<T>, Pair, Vec<Wide<T>>>;
+template <class T>
+constexpr int64_t kLanes = JAXNORM_BYTES / sizeof(T);
+
+template <class V>
+INLINE V read(const void* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class V>
+INLINE void write(void* p, V v) {
+  std::memcpy(p, &v, sizeof v);
 }
 
-// To the nearest, ties to even; NaN stays NaN.
-INLINE Bits narrow(Floats v, bfloat16) {
-  const Bits u = (Bits)v;
-  return (v != v ? u | 0x400000 : u + 0x7fff + (u >> 16 & 1)) >> 16;
+INLINE Pair widen(Words w, bfloat16) { return {(Floats)(w << 16), (Floats)(w & 0xffff0000)}; }
+
+INLINE Floats widen_lower(Words w) {
+  const Words magnitude = w & 0x7fff;
+  const Words infinite = (Words)(magnitude >= 0x7c00) & 0x38000000;
+  const Words normal = (magnitude << 13) + 0x38000000 + infinite;
+  const Words subnormal = (Words)(__builtin_convertvector(magnitude, Floats) * 0x1p-24f);
+  return (Floats)((magnitude < 0x400 ? subnormal : normal) | (w & 0x8000) << 16);
+}
+INLINE Pair widen(Words w, float16) { return {widen_lower(w), widen_lower(w >> 16)}; }
+
+// To the nearest, ties to even. The NaN of a computation has a bit in the upper half: cut off, it stays one.
+INLINE Words narrow(Pair v, bfloat16) {
+  const Words even = (Words)v.even, odd = (Words)v.odd;
+  const Halves upper = (Halves)(even >> 16 | (odd & 0xffff0000)), lower = (Halves)((even & 0xffff) | odd << 16);
+  const Halves up = (Halves)((lower | (upper & 1)) > 0x8000) & (Halves)((upper & 0x7f80) != 0x7f80);
+  return (Words)(upper - up);
 }
 
-INLINE Bits narrow(Floats v, float16) {
-  const Bits u = (Bits)v, magnitude = u & 0x7fffffff;
-  const Bits normal = (magnitude + 0xfff + (magnitude >> 13 & 1) - 0x38000000) >> 13;
-  const Bits subnormal = (Bits)((Floats)magnitude + 0.5f) - 0x3f000000;
-  Bits h = magnitude < 0x38800000 ? subnormal : normal;
-  h = magnitude >= 0x47800000 ? Bits{} + 0x7c00 : h;
-  h = v != v ? Bits{} + 0x7e00 : h;
+INLINE Words narrow_one(Floats v) {
+  const Words u = (Words)v, magnitude = u & 0x7fffffff;
+  const Words normal = (magnitude + 0xfff + (magnitude >> 13 & 1) - 0x38000000) >> 13;
+  const Words subnormal = (Words)((Floats)magnitude + 0.5f) - 0x3f000000;
+  Words h = magnitude < 0x38800000 ? subnormal : normal;
+  h = magnitude >= 0x47800000 ? Words{} + 0x7c00 : h;
+  h = v != v ? Words{} + 0x7e00 : h;
   return h | (u & 0x80000000) >> 16;
 }
+INLINE Words narrow(Pair v, float16) { return narrow_one(v.even) | narrow_one(v.odd) << 16; }
 
 template <class T>
-INLINE Vec<Wide<T>> load(const T* p) {
-  if constexpr (sizeof(T) == 2) {
-    Halves h;
-    std::memcpy(&h, p, sizeof h);
-    return widen(__builtin_convertvector(h, Bits), T{});
-  } else {
-    Vec<T> v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-  }
+INLINE Numbers<T> load(const T* p) {
+  if constexpr (kHalf<T>)
+    return widen(read<Words>(p), T{});
+  else
+    return read<Vec<T>>(p);
 }
 
 template <class T>
-INLINE void store(T* p, Vec<Wide<T>> v) {
-  if constexpr (sizeof(T) == 2) {
-    const Halves h = __builtin_convertvector(narrow(v, T{}), Halves);
-    std::memcpy(p, &h, sizeof h);
-  } else {
-    std::memcpy(p, &v, sizeof v);
-  }
+INLINE void store(T* p, Numbers<T> v) {
+  if constexpr (kHalf<T>)
+    write(p, narrow(v, T{}));
+  else
+    write(p, v);
 }
 
 // A whole vector, or the first `count` lanes of one; the other lanes are zero.
@@ -301,24 +327,32 @@ struct Part {
 };
 
 template <class T>
-INLINE Vec<Wide<T>> load(const T* p, Whole) {
+INLINE Numbers<T> load(const T* p, Whole) {
   return load(p);
 }
 
 template <class T>
-INLINE Vec<Wide<T>> load(const T* p, Part part) {
+INLINE Numbers<T> load(const T* p, Part part) {
   T lanes[kLanes<T>] = {};
   std::memcpy(lanes, p, part.count * sizeof(T));
   return load(lanes);
 }
 
 template <class T>
-INLINE void store(T* p, Vec<Wide<T>> v, Whole) {
+INLINE Wide<T> first(const T* p) {
+  if constexpr (kHalf<T>)
+    return load(p, Part{1}).even[0];
+  else
+    return *p;
+}
+
+template <class T>
+INLINE void store(T* p, Numbers<T> v, Whole) {
   store(p, v);
 }
 
 template <class T>
-INLINE void store(T* p, Vec<Wide<T>> v, Part part) {
+INLINE void store(T* p, Numbers<T> v, Part part) {
   T lanes[kLanes<T>];
   store(lanes, v);
   std::memcpy(p, lanes, part.count * sizeof(T));
@@ -331,12 +365,14 @@ INLINE V keep(V v, Whole) {
 
 template <class V>
 INLINE V keep(V v, Part part) {
-  decltype(v[0] + 0) lanes[2 * sizeof(V) / sizeof(v[0])] = {};
-  V kept;
-  std::memcpy(&lanes, &v, sizeof v);
-  std::memcpy(&lanes[part.count], &lanes[sizeof(V) / sizeof(v[0])], sizeof v);
-  std::memcpy(&kept, &lanes, sizeof v);
-  return kept;
+  char lanes[3 * sizeof v] = {};
+  std::memcpy(lanes, &v, sizeof v);
+  std::memcpy(lanes + part.count * sizeof v[0], lanes + 2 * sizeof v, sizeof v);
+  return read<V>(lanes);
+}
+
+INLINE Pair keep(Pair v, Part part) {
+  return {keep(v.even, Part{(part.count + 1) / 2}), keep(v.odd, Part{part.count / 2})};
 }
 
 template <class W, int kBytes = JAXNORM_BYTES, class V>
@@ -345,22 +381,29 @@ INLINE W total(const V& v) {
     return v[0];
   } else {
     typedef W Half __attribute__((vector_size(kBytes / 2)));
-    Half low, high;
-    std::memcpy(&low, &v, kBytes / 2);
-    std::memcpy(&high, reinterpret_cast<const char*>(&v) + kBytes / 2, kBytes / 2);
-    return total<W, kBytes / 2>(low + high);
+    return total<W, kBytes / 2>(read<Half>(&v) + read<Half>(reinterpret_cast<const char*>(&v) + kBytes / 2));
   }
 }
 
 template <class W>
-INLINE W total(const Vec<W> (&v)[4]) {
+INLINE W total(const Pair& v) {
+  return total<W>(v.even + v.odd);
+}
+
+template <class W, class V>
+INLINE W total(const V (&v)[1]) {
+  return total<W>(v[0]);
+}
+
+template <class W, class V>
+INLINE W total(const V (&v)[4]) {
   return total<W>((v[0] + v[1]) + (v[2] + v[3]));
 }
 
 // f(j, whole or part, u) for every vector of n columns; where `kSums` is 4, u in 0..3 takes turns among as many sums.
-template <class W, int kSums = 1, class F>
+template <class T, int kSums = 1, class F>
 INLINE void each(int64_t n, F f) {
-  constexpr int64_t L = Vector<W>::lanes;
+  constexpr int64_t L = kLanes<T>;
   int64_t j = 0;
   if constexpr (kSums == 4) {
     for (; j + 4 * L <= n; j += 4 * L) {
@@ -384,17 +427,50 @@ INLINE W* pointer(void* p) {
   return static_cast<W*>(p);
 }
 
-template <class W>
-Array<W> parameters(const void* given, int64_t count, W otherwise) {
-  Array<W> all(count, otherwise);
-  if (given) std::memcpy(all.data(), given, count * sizeof(W));
-  return all;
+// -- Parameters and sums: one for each column, in the order in which vectors hold them, padded to whole ones ----------
+
+template <class T>
+INLINE int64_t place(int64_t i) {
+  constexpr int64_t L = kLanes<T>;
+  return kHalf<T> ? i / L * L + i % 2 * (L / 2) + i % L / 2 : i;
 }
 
-template <class W>
+template <class T>
+INLINE int64_t padded(int64_t count) {
+  return ceil_div(count, kLanes<T>) * kLanes<T>;
+}
+
+template <class T>
+INLINE Numbers<T> get(const Wide<T>* p) {
+  if constexpr (kHalf<T>)
+    return {read<Floats>(p), read<Floats>(p + kLanes<T> / 2)};
+  else
+    return read<Vec<T>>(p);
+}
+
+template <class T>
+INLINE void put(Wide<T>* p, Numbers<T> v) {
+  if constexpr (kHalf<T>)
+    write(p, v.even), write(p + kLanes<T> / 2, v.odd);
+  else
+    write(p, v);
+}
+
+template <class T, class W>
+void arrange(const W* given, int64_t count, W* placed) {
+  for (int64_t i = 0; i < count; ++i) placed[place<T>(i)] = given[i];
+}
+
+template <class T, class W, class X>
+void restore(const X* placed, int64_t count, W* given) {
+  for (int64_t i = 0; i < count; ++i) given[i] = static_cast<W>(placed[place<T>(i)]);
+}
+
+// -- Statistics ------------------------------------------------------------------------------------------------------
+
+template <class W, int kRows>
 struct Statistics {
-  W mean, residual, var;
-  W inverse(W epsilon) const { return 1 / std::sqrt(var + epsilon); }
+  W mean[kRows], residual[kRows], var[kRows];
 };
 
 // Moments of `count` numbers, the mean relative to an origin near them.
@@ -409,126 +485,219 @@ struct Moments {
   }
 
   template <class W>
-  Statistics<W> From(W origin) const {
-    if (count == 0) return {0, 0, 1};  // as an untouched state
+  Statistics<W, 1> From(W origin) const {
+    if (count == 0) return {{0}, {0}, {1}};  // as an untouched state
     const W rounded = static_cast<W>(origin + mean);
     const double var = squares / count;
-    return {rounded, static_cast<W>(mean - (static_cast<double>(rounded) - origin)), static_cast<W>(var < 0 ? 0 : var)};
+    return {{rounded}, {static_cast<W>(mean - (static_cast<double>(rounded) - origin))}, {static_cast<W>(var < 0 ? 0 : var)}};
   }
 };
 
 // -- Rows ------------------------------------------------------------------------------------------------------------
 
+constexpr int64_t kShort = 1024;    // numbers of a row that are measured together with other rows
+constexpr int64_t kLong = 1536;     // where a row and its parameters no longer share the first cache
 constexpr int64_t kSegment = 4096;  // numbers summed in x's precision; they stay in the first cache
 
-template <class T, class W = Wide<T>>
-__attribute__((noinline)) Statistics<W> measure(const T* x, int64_t n, bool center) {
-  constexpr int64_t L = kLanes<T>;
-  Moments moments;
-  const W origin = n >= L ? load(x)[0] : n ? load(x, Part{n})[0] : 0;
-  for (int64_t begin = 0; begin < n; begin += kSegment) {
-    const T* p = x + begin;
-    const int64_t count = std::min(kSegment, n - begin);
-    const W share = W{1} / count;
-    Vec<W> sum[4] = {}, squares[4] = {};
-    if (center) {
-      const int64_t fours = count / (4 * L) * (4 * L);  // four equal numbers have an exact sum: less to subtract
-      for (int64_t j = 0; j < fours; j += 4 * L)
-        sum[0] += ((load(p + j) + load(p + j + L)) + (load(p + j + 2 * L) + load(p + j + 3 * L))) - 4 * origin;
-      each<W>(count - fours, [&] LANES { sum[u] += keep(load(p + fours + j, part) - origin, part); });
-      const W mean = origin + total<W>(sum) * share;
-      std::fill(sum, sum + 4, Vec<W>{});
-      each<W, 4>(count, [&] LANES {
-        const Vec<W> d = keep(load(p + j, part) - mean, part);
-        sum[u] += d, squares[u] += d * d;
-      });
-      const double rest = total<W>(sum), residual = rest * share;
-      moments.Merge(count, (static_cast<double>(mean) - origin) + residual, total<W>(squares) - rest * residual);
-    } else {
-      each<W, 4>(count, [&] LANES {
-        const Vec<W> v = load(p + j, part);
-        squares[u] += v * v;
-      });
-      moments.Merge(count, 0, total<W>(squares));
-    }
+// Of each row: a first mean, and the sums of the deviations from it and of their squares. That mean, g, is of an eighth
+// of the row, of which (g - mean)^2 <= 8 var is certain: squares lose no digits to it.
+template <class W, int kRows>
+struct Deviations {
+  W mean[kRows], sum[kRows], squares[kRows];
+};
+
+template <class T, int kRows, int kSums, class W = Wide<T>>
+INLINE Deviations<W, kRows> deviations(const T* x, int64_t stride, int64_t count, bool center) {
+  using V = Numbers<T>;
+  Deviations<W, kRows> of = {};
+  V sum[kRows][kSums] = {}, squares[kRows][kSums] = {};
+  if (center) {
+    W origin[kRows];
+    for (int k = 0; k < kRows; ++k) origin[k] = first(x + k * stride);
+    const int64_t some = std::min(count, padded<T>(ceil_div(count, 8)));
+    each<T>(some, [&] LANES {
+      for (int k = 0; k < kRows; ++k) sum[k][0] += keep(load(x + k * stride + j, part) - origin[k], part);
+    });
+    const W share = W{1} / some;
+    for (int k = 0; k < kRows; ++k) of.mean[k] = origin[k] + total<W>(sum[k][0]) * share, sum[k][0] = V{};
+    each<T, kSums>(count, [&] LANES {
+      for (int k = 0; k < kRows; ++k) {
+        const V d = keep(load(x + k * stride + j, part) - of.mean[k], part);
+        sum[k][u] += d, squares[k][u] += d * d;
+      }
+    });
+  } else {
+    each<T, kSums>(count, [&] LANES {
+      for (int k = 0; k < kRows; ++k) {
+        const V v = load(x + k * stride + j, part);
+        squares[k][u] += v * v;
+      }
+    });
   }
-  return moments.From(center ? origin : W{0});
+  for (int k = 0; k < kRows; ++k) of.sum[k] = total<W>(sum[k]), of.squares[k] = total<W>(squares[k]);
+  return of;
 }
 
-// Parameters of a row: one for each column, or (`kShared`) one for every `repeat` neighbours.
-template <bool kShared, class W, class P>
-INLINE Vec<W> parameter(const W* p, int64_t j, P part) {
+template <class T, class W = Wide<T>>
+__attribute__((noinline)) Statistics<W, 1> measure_long(const T* x, int64_t n, bool center) {
+  Moments moments;
+  const W origin = center && n ? first(x) : 0;
+  for (int64_t begin = 0; begin < n; begin += kSegment) {
+    const int64_t count = std::min(kSegment, n - begin);
+    const auto d = deviations<T, 1, 4>(x + begin, n, count, center);
+    const double rest = static_cast<double>(d.sum[0]) / count;
+    moments.Merge(count, (static_cast<double>(d.mean[0]) - origin) + rest, d.squares[0] - d.sum[0] * rest);
+  }
+  return moments.From(origin);
+}
+
+template <class T, int kRows, class W = Wide<T>>
+INLINE void measure(const T* x, int64_t n, bool center, Statistics<W, kRows>& s) {
+  if (n == 0 || n > kShort) {
+    for (int k = 0; k < kRows; ++k) {
+      const auto one = measure_long(x + k * n, n, center);
+      s.mean[k] = one.mean[0], s.residual[k] = one.residual[0], s.var[k] = one.var[0];
+    }
+    return;
+  }
+  const auto d = deviations<T, kRows, 1>(x, n, n, center);
+  const double share = 1.0 / n;
+  for (int k = 0; k < kRows; ++k) {
+    const double rest = d.sum[k] * share, mean = d.mean[k], var = (d.squares[k] - d.sum[k] * rest) * share;
+    s.mean[k] = static_cast<W>(mean + rest);
+    s.residual[k] = static_cast<W>(rest - (s.mean[k] - mean));
+    s.var[k] = static_cast<W>(var < 0 ? 0 : var);
+  }
+}
+
+// What makes xhat = (x - mean) inverse + shift of x.
+template <class W, int kRows>
+struct Scaling {
+  W inverse[kRows], shift[kRows];
+
+  Scaling(const Statistics<W, kRows>& s, W epsilon) {
+    for (int k = 0; k < kRows; ++k) inverse[k] = 1 / std::sqrt(s.var[k] + epsilon), shift[k] = -s.residual[k] * inverse[k];
+  }
+};
+
+// The parameters of all rows. A row has one for each column, or (`kShared`) one for every `repeat` neighbours.
+template <class T, bool kShared, class W = Wide<T>>
+class Parameters {
+ public:
+  explicit Parameters(const RowsArguments& a)
+      : kept_(a.kept), count_(a.n / a.repeat), size_(kShared ? count_ : padded<T>(count_)) {}
+
+  int64_t size() const { return kept_ * size_; }
+  int64_t begin(int64_t row) const { return row % kept_ * size_; }
+
+  Array<W> Placed(const void* given, W otherwise) const {
+    Array<W> all(size(), otherwise);
+    for (int64_t k = 0; given && k < kept_; ++k) arrange<Order>(pointer<W>(given) + k * count_, count_, &all[k * size_]);
+    return all;
+  }
+
+  void Restore(const Array<W>& placed, W* given) const {
+    for (int64_t k = 0; k < kept_; ++k) restore<Order>(&placed[k * size_], count_, given + k * count_);
+  }
+
+ private:
+  using Order = std::conditional_t<kShared, W, T>;
+  int64_t kept_, count_, size_;
+};
+
+template <class T, bool kShared>
+INLINE Numbers<T> parameter(const Wide<T>* p, int64_t j) {
   if constexpr (kShared)
-    return Vec<W>{} + *p;
+    return Numbers<T>{} + *p;
   else
-    return load(p + j, part);
+    return get<T>(p + j);
 }
 
-// The rows from r on, `kRows` of them: several share one reading of the parameters.
+// f(how many rows, the first, their parameters): those that share parameters at once, or one after the other.
+template <int kRows, class F>
+INLINE void sharing(bool together, int64_t kept, F f) {
+  if (kept == 1 && together)
+    f(std::integral_constant<int, kRows>{}, 0);
+  else
+    for (int k = 0; k < kRows; ++k) f(std::integral_constant<int, 1>{}, k);
+}
+
+// The rows from r on, `kRows` of them.
 template <class T, bool kShared, int kRows, class W = Wide<T>>
-void forward_some(const RowsArguments& a, int64_t r, const W* factor, const W* bias) {
+void forward_some(const RowsArguments& a, int64_t r, const Parameters<T, kShared>& parameters, const W* factors,
+                  const W* biases) {
+  using V = Numbers<T>;
   const T* x = pointer<T>(a.x) + r * a.n;
   const int64_t n = a.n;
   if (a.added) {
     const T* added = pointer<T>(a.added) + r * n;
     T* sum = pointer<T>(a.sum) + r * n;
-    each<W>(kRows * n, [&] LANES { store(sum + j, load(x + j, part) + load(added + j, part), part); });
+    each<T>(kRows * n, [&] LANES { store(sum + j, load(x + j, part) + load(added + j, part), part); });
     x = sum;
   }
-  W mean[kRows], inverse[kRows], shift[kRows];
-  for (int k = 0; k < kRows; ++k) {
-    const Statistics<W> s = measure(x + k * n, n, a.center);
-    mean[k] = s.mean, inverse[k] = s.inverse(*pointer<W>(a.epsilon)), shift[k] = -s.residual * inverse[k];
-    if (!a.mean) continue;
-    pointer<W>(a.mean)[r + k] = s.mean;
-    pointer<W>(a.residual)[r + k] = s.residual;
-    pointer<W>(a.var)[r + k] = s.var;
+  Statistics<W, kRows> s;
+  measure<T, kRows>(x, n, a.center, s);
+  const Scaling<W, kRows> to(s, *pointer<W>(a.epsilon));
+  if (a.mean) {
+    std::copy_n(s.mean, kRows, pointer<W>(a.mean) + r);
+    std::copy_n(s.residual, kRows, pointer<W>(a.residual) + r);
+    std::copy_n(s.var, kRows, pointer<W>(a.var) + r);
   }
   if (!a.y) return;
-  T* y = pointer<T>(a.y) + r * n;
   const int64_t run = kShared ? a.repeat : n;
-  for (int64_t begin = 0; begin < n; begin += run, x += run, y += run, ++factor, ++bias)
-    each<W>(run, [&] LANES {
-      const Vec<W> f = parameter<kShared>(factor, j, part), b = parameter<kShared>(bias, j, part);
-      Vec<W> v[kRows];  // all read before any is written: rows a page apart look alike to a processor that runs ahead
-      for (int k = 0; k < kRows; ++k) v[k] = ((load(x + k * n + j, part) - mean[k]) * inverse[k] + shift[k]) * f + b;
-      for (int k = 0; k < kRows; ++k) store(y + k * n + j, v[k], part);
-    });
+  // Short rows are written one after the other: processors foresee one stream of writes, not four.
+  sharing<kRows>(n >= kLong, a.kept, [&](auto some, int from) __attribute__((always_inline)) {
+    const T* p = x + from * n;
+    T* y = pointer<T>(a.y) + (r + from) * n;
+    const W *factor = factors + parameters.begin(r + from), *bias = biases + parameters.begin(r + from);
+    for (int64_t begin = 0; begin < n; begin += run, p += run, y += run, ++factor, ++bias)
+      each<T>(run, [&] LANES {
+        const V f = parameter<T, kShared>(factor, j), b = parameter<T, kShared>(bias, j);
+        V v[some.value];  // all read before any is written: rows a page apart look alike to a processor that runs ahead
+        for (int k = 0; k < some.value; ++k)
+          v[k] = ((load(p + k * n + j, part) - s.mean[from + k]) * to.inverse[from + k] + to.shift[from + k]) * f + b;
+        for (int k = 0; k < some.value; ++k) store(y + k * n + j, v[k], part);
+      });
+  });
 }
 
 template <class T, bool kShared, int kRows, class W = Wide<T>>
-void backward_some(const RowsArguments& a, int64_t r, const W* factor, W* dfactor, W* dbias) {
+void backward_some(const RowsArguments& a, int64_t r, const Parameters<T, kShared>& parameters, const W* factors,
+                   W* dfactors, W* dbiases) {
+  using V = Numbers<T>;
   const T *x = pointer<T>(a.x) + r * a.n, *dy = pointer<T>(a.dy) + r * a.n;
   const int64_t n = a.n, run = kShared ? a.repeat : n;
-  W mean[kRows], inverse[kRows], shift[kRows];
-  Vec<W> sum[kRows] = {}, product[kRows] = {};  // of the gradient of xhat; of it and xhat
-  for (int k = 0; k < kRows; ++k) {
-    const Statistics<W> s = measure(x + k * n, n, a.center);
-    mean[k] = s.mean, inverse[k] = s.inverse(*pointer<W>(a.epsilon)), shift[k] = -s.residual * inverse[k];
-  }
-  for (int64_t begin = 0, p = 0; begin < n; begin += run, ++p) {
-    Vec<W> gradients = {}, products = {};
-    each<W>(run, [&] LANES {
-      const Vec<W> f = parameter<kShared>(factor + p, j, part);
-      Vec<W> all = {}, all_products = {};
-      for (int k = 0; k < kRows; ++k) {
-        const Vec<W> xhat = keep((load(x + k * n + begin + j, part) - mean[k]) * inverse[k] + shift[k], part);
-        const Vec<W> g = load(dy + k * n + begin + j, part), gx = g * xhat;
-        sum[k] += g * f, product[k] += gx * f;
-        all += g, all_products += gx;
-      }
+  Statistics<W, kRows> s;
+  measure<T, kRows>(x, n, a.center, s);
+  const Scaling<W, kRows> to(s, *pointer<W>(a.epsilon));
+  V sum[kRows] = {}, product[kRows] = {};  // of the gradient of xhat; of it and xhat
+  sharing<kRows>(true, a.kept, [&](auto some, int from) __attribute__((always_inline)) {
+    const int64_t at = parameters.begin(r + from);
+    for (int64_t begin = 0, p = at; begin < n; begin += run, ++p) {
+      V gradients = {}, products = {};
+      each<T>(run, [&] LANES {
+        const V f = parameter<T, kShared>(factors + p, j);
+        V all = {}, all_products = {};
+        for (int k = from; k < from + some.value; ++k) {
+          const int64_t i = k * n + begin + j;
+          const V xhat = keep((load(x + i, part) - s.mean[k]) * to.inverse[k] + to.shift[k], part);
+          const V g = load(dy + i, part), gx = g * xhat;
+          sum[k] += g * f, product[k] += gx * f;
+          all += g, all_products += gx;
+        }
+        if constexpr (kShared) {
+          gradients += all, products += all_products;
+        } else {
+          if (dfactors) put<T>(dfactors + p + j, get<T>(dfactors + p + j) + all_products);
+          if (dbiases) put<T>(dbiases + p + j, get<T>(dbiases + p + j) + all);
+        }
+      });
       if constexpr (kShared) {
-        gradients += all, products += all_products;
-      } else {
-        if (dfactor) store(dfactor + j, load(dfactor + j, part) + all_products, part);
-        if (dbias) store(dbias + j, load(dbias + j, part) + all, part);
+        if (dfactors) dfactors[p] += total<W>(products);
+        if (dbiases) dbiases[p] += total<W>(gradients);
       }
-    });
-    if constexpr (kShared) {
-      if (dfactor) dfactor[p] += total<W>(products);
-      if (dbias) dbias[p] += total<W>(gradients);
     }
-  }
+  });
   if (!a.dx) return;
   W offset[kRows], slope[kRows];
   for (int k = 0; k < kRows; ++k) {
@@ -536,40 +705,43 @@ void backward_some(const RowsArguments& a, int64_t r, const W* factor, W* dfacto
   }
   T* dx = pointer<T>(a.dx) + r * n;
   const T* dh = a.dh ? pointer<T>(a.dh) + r * n : nullptr;
-  for (int64_t begin = 0; begin < n; begin += run, ++factor)
-    each<W>(run, [&] LANES {
-      const Vec<W> f = parameter<kShared>(factor, j, part);
-      Vec<W> v[kRows];
-      for (int k = 0; k < kRows; ++k) {
-        const int64_t at = k * n + begin + j;
-        const Vec<W> xhat = (load(x + at, part) - mean[k]) * inverse[k] + shift[k];
-        v[k] = ((load(dy + at, part) * f - offset[k]) - xhat * slope[k]) * inverse[k];
-        if (dh) v[k] += load(dh + at, part);
-      }
-      for (int k = 0; k < kRows; ++k) store(dx + k * n + begin + j, v[k], part);
-    });
+  sharing<kRows>(n >= kLong, a.kept, [&](auto some, int from) __attribute__((always_inline)) {
+    const W* factor = factors + parameters.begin(r + from);
+    for (int64_t begin = 0; begin < n; begin += run, ++factor)
+      each<T>(run, [&] LANES {
+        const V f = parameter<T, kShared>(factor, j);
+        V v[some.value];
+        for (int k = 0; k < some.value; ++k) {
+          const int64_t i = (from + k) * n + begin + j;
+          const V xhat = (load(x + i, part) - s.mean[from + k]) * to.inverse[from + k] + to.shift[from + k];
+          v[k] = ((load(dy + i, part) * f - offset[from + k]) - xhat * slope[from + k]) * to.inverse[from + k];
+          if (dh) v[k] += load(dh + i, part);
+        }
+        for (int k = 0; k < some.value; ++k) store(dx + (from + k) * n + begin + j, v[k], part);
+      });
+  });
 }
 
-constexpr int64_t kLong = 1536;  // where a row and its parameters no longer share the first cache
+// Rows at once: what one of them waits for is time for the others. Not where it is rare, for the compiler's time.
+template <class T, bool kShared>
+constexpr int kTogether = kShared || sizeof(T) == 8 ? 1 : 4;
 
-// f(how many rows, the first): long ones by fours, if they share parameters.
-template <class F>
-INLINE void rows(const RowsArguments& a, int64_t begin, int64_t end, F f) {
-  if (a.kept == 1 && a.n >= kLong)
-    for (; begin + 4 <= end; begin += 4) f(std::integral_constant<int, 4>{}, begin);
-  for (; begin < end; ++begin) f(std::integral_constant<int, 1>{}, begin);
+// f(how many rows, the first)
+template <int kRows, class F>
+INLINE void rows(int64_t begin, int64_t end, F f) {
+  for (; begin + kRows <= end; begin += kRows) f(std::integral_constant<int, kRows>{}, begin);
+  if constexpr (kRows > 1) for (; begin < end; ++begin) f(std::integral_constant<int, 1>{}, begin);
 }
 
 template <class T, bool kShared>
 void forward_rows(const RowsArguments& a) {
   using W = Wide<T>;
-  const int64_t per_row = a.n / a.repeat, count = a.kept * per_row;
-  const auto factor = parameters<W>(a.factor, count, 1), bias = parameters<W>(a.bias, count, 0);
+  const Parameters<T, kShared> parameters(a);
+  const auto factor = parameters.Placed(a.factor, 1), bias = parameters.Placed(a.bias, 0);
   const int64_t chunk = ceil_div(kGrain, 4 * std::max<int64_t>(a.n, 1)) * 4;
   a.workers.Run(ceil_div(a.rows, chunk), [&](int64_t c) {
-    rows(a, c * chunk, std::min(a.rows, (c + 1) * chunk), [&](auto some, int64_t r) {
-      const int64_t p = r % a.kept * per_row;
-      forward_some<T, kShared, some.value>(a, r, factor.data() + p, bias.data() + p);
+    rows<kTogether<T, kShared>>(c * chunk, std::min(a.rows, (c + 1) * chunk), [&](auto some, int64_t r) {
+      forward_some<T, kShared, some.value>(a, r, parameters, factor.data(), bias.data());
     });
   });
 }
@@ -577,26 +749,27 @@ void forward_rows(const RowsArguments& a) {
 template <class T, bool kShared>
 void backward_rows(const RowsArguments& a) {
   using W = Wide<T>;
-  const int64_t per_row = a.n / a.repeat, count = a.kept * per_row;
-  const auto factor = parameters<W>(a.factor, count, 1);
-  const int64_t chunk = ceil_div(std::max({int64_t{8}, ceil_div(a.rows, 64), kGrain / std::max<int64_t>(a.n, 1)}), 4) * 4;
-  const int64_t chunks = ceil_div(a.rows, chunk);
-  Array<W> dfactor(a.dfactor ? chunks * count : 0), dbias(a.dbias ? chunks * count : 0);
+  const Parameters<T, kShared> parameters(a);
+  const auto factor = parameters.Placed(a.factor, 1);
+  const int64_t some_rows = std::max({int64_t{8}, ceil_div(a.rows, 64), kGrain / std::max<int64_t>(a.n, 1)});
+  const int64_t chunk = ceil_div(some_rows, 4) * 4, chunks = ceil_div(a.rows, chunk);
+  const int64_t size = parameters.size();
+  Array<W> dfactor(a.dfactor ? chunks * size : 0), dbias(a.dbias ? chunks * size : 0);
   a.workers.Run(chunks, [&](int64_t c) {
-    rows(a, c * chunk, std::min(a.rows, (c + 1) * chunk), [&](auto some, int64_t r) {
-      const int64_t p = r % a.kept * per_row;
-      backward_some<T, kShared, some.value>(a, r, factor.data() + p, a.dfactor ? &dfactor[c * count + p] : nullptr,
-                                            a.dbias ? &dbias[c * count + p] : nullptr);
+    rows<kTogether<T, kShared>>(c * chunk, std::min(a.rows, (c + 1) * chunk), [&](auto some, int64_t r) {
+      backward_some<T, kShared, some.value>(a, r, parameters, factor.data(), a.dfactor ? &dfactor[c * size] : nullptr,
+                                            a.dbias ? &dbias[c * size] : nullptr);
     });
   });
-  const auto add = [&](const Array<W>& parts, W* sum) {
+  const auto add = [&](const Array<W>& parts, void* sum) {
     if (!sum) return;
-    std::fill(sum, sum + count, W{0});
+    Array<W> all(size, W{0});
     for (int64_t c = 0; c < chunks; ++c)
-      for (int64_t p = 0; p < count; ++p) sum[p] += parts[c * count + p];
+      for (int64_t p = 0; p < size; ++p) all[p] += parts[c * size + p];
+    parameters.Restore(all, pointer<W>(sum));
   };
-  add(dfactor, pointer<W>(a.dfactor));
-  add(dbias, pointer<W>(a.dbias));
+  add(dfactor, a.dfactor);
+  add(dbias, a.dbias);
 }
 
 // -- Columns ---------------------------------------------------------------------------------------------------------
@@ -611,105 +784,129 @@ INLINE void merge(double& mean, double& squares, double mean_of, double squares_
   squares += squares_of + delta * delta * weight;
 }
 
-// One slab x[space, kept, inner], seen as wide rows: narrow ones are folded, several to a row of whole vectors.
+// One slab x[space, kept, inner], seen as wide rows: narrow ones are folded, several to a row of whole vectors. Arrays
+// of columns are placed as vectors hold them.
 template <class T>
 class Slab {
   using W = Wide<T>;
+  using V = Numbers<T>;
+  static constexpr int64_t L = kLanes<T>;
 
  public:
   explicit Slab(const ColumnsArguments& a) : a_(a), features_(a.kept * a.inner) {
-    constexpr int64_t L = kLanes<T>;
     fold_ = 1;
     if (features_ < 16 * L) while (fold_ * features_ < 4 * L || (fold_ * features_ % L && fold_ < L)) ++fold_;
     width_ = fold_ * features_;
-    padded_ = ceil_div(width_, L) * L;
+    padded_ = padded<T>(width_);
     rows_ = a.space / fold_;
     rest_ = a.space % fold_;
     chunk_ = std::max({int64_t{64}, ceil_div(rows_, 64), 2 * kGrain / width_});
     chunks_ = std::max<int64_t>(1, ceil_div(rows_, chunk_));
     first_.resize(chunks_ * padded_);
     second_.resize(chunks_ * padded_);
-    for (auto* p : {&origin_, &mean_, &scale_, &slope_, &shift_}) p->resize(padded_);
+    for (auto* p : {&origin_, &mean_, &residual_, &var_, &factor_, &bias_, &scale_, &slope_, &shift_}) p->resize(padded_);
+    std::fill_n(factor_.begin(), features_, W{1});
+    if (a.factor) arrange<T>(pointer<W>(a.factor), features_, factor_.data());
+    if (a.bias) arrange<T>(pointer<W>(a.bias), features_, bias_.data());
   }
 
   static int64_t chunks(const ColumnsArguments& a) { return a.space * a.kept * a.inner / (2 * kGrain); }
 
   void Forward(int64_t o, const Workers& workers) {
+    W* statistics[] = {pointer<W>(a_.mean), pointer<W>(a_.residual), pointer<W>(a_.var)};
+    for (auto& p : statistics) p += o * a_.kept;
     if (a_.space == 0) {
-      for (int64_t g = 0; g < a_.kept; ++g) write(o * a_.kept + g, {0, 0, 1});
+      for (int i = 0; i < 3; ++i) std::fill_n(statistics[i], a_.kept, i == 2 ? W{1} : W{0});
       return;
     }
     x_ = pointer<T>(a_.x) + o * a_.space * features_;
-    for (int64_t f = 0; f < features_; ++f) origin_[f] = load(x_ + f, Part{1})[0];
+    for (int64_t f = 0; f < features_; ++f) origin_[place<T>(f)] = jaxnorm::JAXNORM_ISA::first(x_ + f);
     spread(origin_);
     workers.Run(chunks_, [&](int64_t c) { moments(c, &first_[c * padded_], &second_[c * padded_]); });
     merge_chunks();
-    const auto factor = pointer<W>(a_.factor), bias = pointer<W>(a_.bias);
+    conclude();
     for (int64_t g = 0; g < a_.kept; ++g) {
-      const Statistics<W> s = group(g);
-      write(o * a_.kept + g, s);
-      const W inverse = s.inverse(*pointer<W>(a_.epsilon));
-      for (int64_t f = g * a_.inner; f < (g + 1) * a_.inner; ++f) {
-        mean_[f] = s.mean, scale_[f] = factor ? inverse * factor[f] : inverse;
-        shift_[f] = (bias ? bias[f] : 0) - s.residual * scale_[f];
-      }
+      const int64_t at = place<T>(g * a_.inner);
+      statistics[0][g] = mean_[at], statistics[1][g] = residual_[at], statistics[2][g] = var_[at];
     }
     if (!a_.y) return;
+    const W epsilon = *pointer<W>(a_.epsilon);
+    for (int64_t j = 0; j < padded_; ++j) {
+      scale_[j] = factor_[j] / std::sqrt(var_[j] + epsilon);
+      shift_[j] = bias_[j] - residual_[j] * scale_[j];
+    }
     for (auto* p : {&mean_, &scale_, &shift_}) spread(*p);
     T* y = pointer<T>(a_.y) + o * a_.space * features_;
+    struct Given {
+      V mean, scale, shift;
+    };
     const W *mean = mean_.data(), *scale = scale_.data(), *shift = shift_.data();
-    backwards(workers, [=, x = x_](int64_t at, int64_t j, auto part) __attribute__((always_inline)) {
-      store(y + at, (load(x + at, part) - load(mean + j)) * load(scale + j) + load(shift + j), part);
-    });
+    backwards<Given>(
+        workers,
+        [=](int64_t j) __attribute__((always_inline)) {
+          return Given{get<T>(mean + j), get<T>(scale + j), get<T>(shift + j)};
+        },
+        [=, x = x_](const Given& of, int64_t at, auto part) __attribute__((always_inline)) {
+          store(y + at, (load(x + at, part) - of.mean) * of.scale + of.shift, part);
+        });
   }
 
-  // Adds to dfactor and dbias, of `features` each.
+  // Adds to dfactor and dbias, of `padded<T>(features)` each.
   void Backward(int64_t o, const Workers& workers, double* dfactor, double* dbias) {
     if (a_.space == 0) return;
     x_ = pointer<T>(a_.x) + o * a_.space * features_;
     dy_ = pointer<T>(a_.dy) + o * a_.space * features_;
-    for (int64_t f = 0; f < features_; ++f) mean_[f] = pointer<W>(a_.mean)[o * a_.kept + f / a_.inner];
+    for (int64_t f = 0; f < features_; ++f) {
+      const int64_t from = o * a_.kept + f / a_.inner, at = place<T>(f);
+      mean_[at] = pointer<W>(a_.mean)[from];
+      residual_[at] = pointer<W>(a_.residual)[from];
+      var_[at] = pointer<W>(a_.var)[from];
+    }
     spread(mean_);
     workers.Run(chunks_, [&](int64_t c) { sums(c, &first_[c * padded_], &second_[c * padded_]); });
     add_chunks();
-    const auto factor = pointer<W>(a_.factor);
-    const double count = a_.space * a_.inner;
-    for (int64_t g = 0; g < a_.kept; ++g) {
-      const int64_t at = o * a_.kept + g;
-      const Statistics<W> s{pointer<W>(a_.mean)[at], pointer<W>(a_.residual)[at], pointer<W>(a_.var)[at]};
-      const W inverse = s.inverse(*pointer<W>(a_.epsilon));
-      double sum = 0, product = 0;
-      for (int64_t f = g * a_.inner; f < (g + 1) * a_.inner; ++f) {
-        const double wide = factor ? factor[f] : 1, xhat = (second_[f] - first_[f] * s.residual) * inverse;
-        dbias[f] += first_[f], dfactor[f] += xhat;
-        sum += wide * first_[f], product += wide * xhat;
-        scale_[f] = inverse * (factor ? factor[f] : 1);
-      }
-      for (int64_t f = g * a_.inner; f < (g + 1) * a_.inner; ++f) {
-        slope_[f] = -static_cast<W>(product / count) * inverse * inverse;
-        shift_[f] = -static_cast<W>(sum / count) * inverse - slope_[f] * s.residual;
-      }
+    const double share = 1.0 / (a_.space * a_.inner);
+    const W epsilon = *pointer<W>(a_.epsilon);
+    const int64_t features = padded<T>(features_);
+    for (int64_t j = 0; j < features; ++j) {
+      scale_[j] = 1 / std::sqrt(var_[j] + epsilon);
+      const double xhat = (second_[j] - first_[j] * residual_[j]) * scale_[j];
+      dbias[j] += first_[j], dfactor[j] += xhat;
+      first_[j] *= factor_[j], second_[j] = factor_[j] * xhat;
     }
     if (!a_.dx) return;
+    for (int64_t g = 0; g < a_.kept && a_.inner > 1; ++g) {
+      double sum = 0, product = 0;
+      for (int64_t f = g * a_.inner; f < (g + 1) * a_.inner; ++f) sum += first_[place<T>(f)], product += second_[place<T>(f)];
+      for (int64_t f = g * a_.inner; f < (g + 1) * a_.inner; ++f) first_[place<T>(f)] = sum, second_[place<T>(f)] = product;
+    }
+    for (int64_t j = 0; j < features; ++j) {
+      const W inverse = scale_[j];
+      slope_[j] = -static_cast<W>(second_[j] * share) * inverse * inverse;
+      shift_[j] = -static_cast<W>(first_[j] * share) * inverse - slope_[j] * residual_[j];
+      scale_[j] = inverse * factor_[j];
+    }
     for (auto* p : {&scale_, &slope_, &shift_}) spread(*p);
     T* dx = pointer<T>(a_.dx) + o * a_.space * features_;
+    struct Given {
+      V mean, scale, slope, shift;
+    };
     const W *mean = mean_.data(), *scale = scale_.data(), *slope = slope_.data(), *shift = shift_.data();
-    backwards(workers, [=, x = x_, dy = dy_](int64_t at, int64_t j, auto part) __attribute__((always_inline)) {
-      const Vec<W> of_x = (load(x + at, part) - load(mean + j)) * load(slope + j) + load(shift + j);
-      store(dx + at, load(dy + at, part) * load(scale + j) + of_x, part);
-    });
+    backwards<Given>(
+        workers,
+        [=](int64_t j) __attribute__((always_inline)) {
+          return Given{get<T>(mean + j), get<T>(scale + j), get<T>(slope + j), get<T>(shift + j)};
+        },
+        [=, x = x_, dy = dy_](const Given& of, int64_t at, auto part) __attribute__((always_inline)) {
+          const V of_x = (load(x + at, part) - of.mean) * of.slope + of.shift;
+          store(dx + at, load(dy + at, part) * of.scale + of_x, part);
+        });
   }
 
  private:
   // To the copies of a folded row.
   void spread(Array<W>& p) const {
-    for (int64_t f = features_; f < width_; ++f) p[f] = p[f - features_];
-  }
-
-  void write(int64_t at, Statistics<W> s) const {
-    pointer<W>(a_.mean)[at] = s.mean;
-    pointer<W>(a_.residual)[at] = s.residual;
-    pointer<W>(a_.var)[at] = s.var;
+    for (int64_t f = features_; f < width_; ++f) p[place<T>(f)] = p[place<T>(f - features_)];
   }
 
   // f(first row, how many, first column, how many): blocks of one chunk, tile by tile.
@@ -723,12 +920,12 @@ class Slab {
 
   // Near the mean, so that squares around it lose no digits to its distance; of equal numbers that very number.
   template <class P>
-  INLINE Vec<W> guess(const T* x, int64_t count, P part) const {
-    const Vec<W> first = load(x, part);
+  INLINE V guess(const T* x, int64_t count, P part) const {
+    const V one = load(x, part);
     const int64_t some = std::min<int64_t>(count, 8);
-    Vec<W> sum = {};
-    for (int64_t k = 1; k < some; ++k) sum += load(x + k * width_, part) - first;
-    return first + sum * (W{1} / some);
+    V sum = {};
+    for (int64_t k = 1; k < some; ++k) sum += load(x + k * width_, part) - one;
+    return one + sum * (W{1} / some);
   }
 
   void moments(int64_t c, double* __restrict mean, double* __restrict squares) const {
@@ -738,29 +935,30 @@ class Slab {
     blocks(c, [&](int64_t row, int64_t count, int64_t column, int64_t columns) __attribute__((always_inline)) {
       const T* x = x_ + row * width_ + column;
       const bool begins = row == c * chunk_;
-      for (int64_t j = 0; j < columns && !begins; ++j) shift[j] = static_cast<W>(origin_[column + j] + mean[column + j]);
-      each<W>(columns, [&] LANES {
-        if (begins) store(shift + j, guess(x + j, count, part));
-        store(sum + j, Vec<W>{});
-        store(square + j, Vec<W>{});
+      const int64_t all = padded<T>(columns);
+      for (int64_t j = 0; j < all && !begins; ++j) shift[j] = static_cast<W>(origin_[column + j] + mean[column + j]);
+      each<T>(columns, [&] LANES {
+        if (begins) put<T>(shift + j, guess(x + j, count, part));
+        put<T>(sum + j, V{});
+        put<T>(square + j, V{});
       });
       quads(0, count, [&](auto rows, int64_t r) __attribute__((always_inline)) {
-        each<W>(columns, [&] LANES {
-          const Vec<W> origin = load(shift + j);
-          Vec<W> s = load(sum + j), q = load(square + j);
+        each<T>(columns, [&] LANES {
+          const V origin = get<T>(shift + j);
+          V s = get<T>(sum + j), q = get<T>(square + j);
           for (int k = 0; k < rows.value; ++k) {
             const T* p = x + (r + k) * width_ + j;
             __builtin_prefetch(p + kAhead * width_);
-            const Vec<W> d = load(p, part) - origin;
+            const V d = load(p, part) - origin;
             s += d, q += d * d;
           }
-          store(sum + j, s);
-          store(square + j, q);
+          put<T>(sum + j, s);
+          put<T>(square + j, q);
         });
       });
       const double before = row - c * chunk_, share = count / (before + count), weight = before * share;
       const double each_of = 1.0 / count;
-      for (int64_t j = 0; j < columns; ++j) {
+      for (int64_t j = 0; j < all; ++j) {
         const double s = sum[j], m = s * each_of;
         merge(mean[column + j], squares[column + j], (static_cast<double>(shift[j]) - origin_[column + j]) + m,
               square[j] - s * m, share, weight);
@@ -773,27 +971,27 @@ class Slab {
     std::fill(product, product + padded_, 0);
     alignas(64) W sum[kTile], dot[kTile];
     blocks(c, [&](int64_t row, int64_t count, int64_t column, int64_t columns) __attribute__((always_inline)) {
-      const int64_t at = row * width_ + column;
-      each<W>(columns, [&] LANES {
-        store(sum + j, Vec<W>{});
-        store(dot + j, Vec<W>{});
+      const int64_t at = row * width_ + column, all = padded<T>(columns);
+      each<T>(columns, [&] LANES {
+        put<T>(sum + j, V{});
+        put<T>(dot + j, V{});
       });
       quads(0, count, [&](auto rows, int64_t r) __attribute__((always_inline)) {
-        each<W>(columns, [&] LANES {
-          const Vec<W> mean = load(&mean_[column + j]);
-          Vec<W> s = load(sum + j), p = load(dot + j);
+        each<T>(columns, [&] LANES {
+          const V mean = get<T>(&mean_[column + j]);
+          V s = get<T>(sum + j), p = get<T>(dot + j);
           for (int k = 0; k < rows.value; ++k) {
             const int64_t i = at + (r + k) * width_ + j;
             __builtin_prefetch(dy_ + i + kAhead * width_);
             __builtin_prefetch(x_ + i + kAhead * width_);
-            const Vec<W> g = load(dy_ + i, part);
+            const V g = load(dy_ + i, part);
             s += g, p += g * (load(x_ + i, part) - mean);
           }
-          store(sum + j, s);
-          store(dot + j, p);
+          put<T>(sum + j, s);
+          put<T>(dot + j, p);
         });
       });
-      for (int64_t j = 0; j < columns; ++j) gradient[column + j] += sum[j], product[column + j] += dot[j];
+      for (int64_t j = 0; j < all; ++j) gradient[column + j] += sum[j], product[column + j] += dot[j];
     });
   }
 
@@ -809,67 +1007,103 @@ class Slab {
     for (int64_t c = 1; c < chunks_; ++c) {
       const double before = c * chunk_, count = std::min(rows_, (c + 1) * chunk_) - before;
       const double share = count / (before + count), weight = before * share;
-      for (int64_t j = 0; j < width_; ++j)
+      for (int64_t j = 0; j < padded_; ++j)
         merge(first_[j], second_[j], first_[c * padded_ + j], second_[c * padded_ + j], share, weight);
     }
     const double rows = rows_, share = 1 / (rows + 1);
     for (int64_t j = 0; j < rest_ * features_; ++j) {
-      const double x = load(x_ + rows_ * width_ + j, Part{1})[0];
-      merge(first_[j], second_[j], x - origin_[j], 0, share, rows * share);
+      const double x = jaxnorm::JAXNORM_ISA::first(x_ + rows_ * width_ + j);
+      const int64_t at = place<T>(j);
+      merge(first_[at], second_[at], x - origin_[at], 0, share, rows * share);
     }
     double before = rows_ + (rest_ > 0);
     for (int64_t k = 1; k < fold_; ++k) {
       const double count = rows_ + (k < rest_);
       if (count == 0) break;
       const double part = count / (before + count);
-      for (int64_t f = 0; f < features_; ++f)
-        merge(first_[f], second_[f], first_[k * features_ + f], second_[k * features_ + f], part, before * part);
+      for (int64_t f = 0; f < features_; ++f) {
+        const int64_t to = place<T>(f), from = place<T>(k * features_ + f);
+        merge(first_[to], second_[to], first_[from], second_[from], part, before * part);
+      }
       before += count;
     }
   }
 
   void add_chunks() {
     for (int64_t c = 1; c < chunks_; ++c)
-      for (int64_t j = 0; j < width_; ++j)
+      for (int64_t j = 0; j < padded_; ++j)
         first_[j] += first_[c * padded_ + j], second_[j] += second_[c * padded_ + j];
     for (int64_t j = 0; j < rest_ * features_; ++j) {
-      const int64_t at = rows_ * width_ + j;
-      const W g = load(dy_ + at, Part{1})[0];
-      first_[j] += g, second_[j] += g * (load(x_ + at, Part{1})[0] - mean_[j]);
+      const int64_t from = rows_ * width_ + j, at = place<T>(j);
+      const W g = jaxnorm::JAXNORM_ISA::first(dy_ + from);
+      first_[at] += g, second_[at] += g * (jaxnorm::JAXNORM_ISA::first(x_ + from) - mean_[at]);
     }
-    for (int64_t j = features_; j < width_; ++j) first_[j % features_] += first_[j], second_[j % features_] += second_[j];
+    for (int64_t f = features_; f < width_; ++f) {
+      const int64_t to = place<T>(f % features_), from = place<T>(f);
+      first_[to] += first_[from], second_[to] += second_[from];
+    }
   }
 
-  // Features of one group count the same: two passes merge them.
-  Statistics<W> group(int64_t g) const {
-    const int64_t begin = g * a_.inner;
-    const double origin = origin_[begin], space = a_.space;
+  // Statistics of every feature: its own, or its group's.
+  void conclude() {
+    for (int64_t g = 0; g < a_.kept && a_.inner > 1; ++g) group(g * a_.inner, (g + 1) * a_.inner);
+    const int64_t features = padded<T>(features_);
+    const double share = 1.0 / (static_cast<double>(a_.space) * a_.inner);
+    for (int64_t j = 0; j < features; ++j) {
+      const double origin = origin_[j], var = second_[j] * share;
+      mean_[j] = static_cast<W>(origin + first_[j]);
+      residual_[j] = static_cast<W>(first_[j] - (mean_[j] - origin));
+      var_[j] = static_cast<W>(var < 0 ? 0 : var);
+    }
+  }
+
+  // Features of one group count the same: two passes merge them, and all have the result.
+  void group(int64_t begin, int64_t end) {
+    const W origin = origin_[place<T>(begin)];
+    const double space = a_.space;
+    const auto mean_of = [&](int64_t at) { return (static_cast<double>(origin_[at]) - origin) + first_[at]; };
     double sum = 0, squares = 0;
-    for (int64_t f = begin; f < begin + a_.inner; ++f) sum += (origin_[f] - origin) + first_[f];
-    const double mean = sum / a_.inner;
-    for (int64_t f = begin; f < begin + a_.inner; ++f) {
-      const double d = ((origin_[f] - origin) + first_[f]) - mean;
-      squares += second_[f] + space * d * d;
+    for (int64_t f = begin; f < end; ++f) sum += mean_of(place<T>(f));
+    const double mean = sum / (end - begin);
+    for (int64_t f = begin; f < end; ++f) {
+      const double d = mean_of(place<T>(f)) - mean;
+      squares += second_[place<T>(f)] + space * d * d;
     }
-    return Moments{space * a_.inner, mean, squares}.From(origin_[begin]);
+    for (int64_t f = begin; f < end; ++f) {
+      const int64_t at = place<T>(f);
+      origin_[at] = origin, first_[at] = mean, second_[at] = squares;
+    }
   }
 
-  // f(place in the slab, column, whole or part): last rows first, since they are still in a cache.
-  template <class F>
-  INLINE void backwards(const Workers& workers, F f) const {
+  // f(given(column), place in the slab, whole or part): last rows first, since they are still in a cache.
+  template <class Given, class G, class F>
+  INLINE void backwards(const Workers& workers, G given, F f) const {
     workers.Run(chunks_, [&](int64_t i) {
-      const int64_t c = chunks_ - 1 - i, end = std::min(rows_, (c + 1) * chunk_);
-      if (i == 0) each<W>(rest_ * features_, [&] LANES { f(rows_ * width_ + j, j, part); });
-      const int64_t width = width_;
-      for (int64_t row = c * chunk_; row < end; ++row) each<W>(width, [&] LANES { f(row * width + j, j, part); });
+      const int64_t c = chunks_ - 1 - i, begin = c * chunk_, end = std::min(rows_, begin + chunk_), width = width_;
+      if (i == 0) each<T>(rest_ * features_, [&] LANES { f(given(j), rows_ * width + j, part); });
+      if (width == 4 * L)
+        narrow<Given, 4>(begin, end, given, f);
+      else if (width == 8 * L && sizeof(Given) == 3 * sizeof(V) && !kHalf<T>)
+        narrow<Given, 8>(begin, end, given, f);
+      else
+        for (int64_t row = begin; row < end; ++row) each<T>(width, [&] LANES { f(given(j), row * width + j, part); });
     });
+  }
+
+  // Rows of so few vectors that what is given for them stays in registers.
+  template <class Given, int kVectors, class G, class F>
+  static INLINE void narrow(int64_t begin, int64_t end, G given, F f) {
+    Given of[kVectors];
+    for (int v = 0; v < kVectors; ++v) of[v] = given(v * L);
+    for (int64_t at = begin * kVectors * L; at < end * kVectors * L; at += kVectors * L)
+      for (int v = 0; v < kVectors; ++v) f(of[v], at + v * L, Whole{});
   }
 
   const ColumnsArguments& a_;
   int64_t features_, fold_, width_, padded_, rows_, rest_, chunk_, chunks_;
   const T *x_ = nullptr, *dy_ = nullptr;
   Array<double> first_, second_;  // of each chunk: moments or sums
-  Array<W> origin_, mean_, scale_, slope_, shift_;
+  Array<W> origin_, mean_, residual_, var_, factor_, bias_, scale_, slope_, shift_;
 };
 
 // f(slab, outer, workers, part): many slabs side by side, or few with their rows side by side; `part` of at most 64.
@@ -898,20 +1132,19 @@ void forward_columns(const ColumnsArguments& a) {
 
 template <class T>
 void backward_columns(const ColumnsArguments& a) {
-  const int64_t features = a.kept * a.inner, parts = std::min<int64_t>(a.outer, 64);
-  std::vector<double> dfactor(parts * features), dbias(parts * features);
+  const int64_t size = padded<T>(a.kept * a.inner), parts = std::clamp<int64_t>(a.outer, 1, 64);
+  std::vector<double> dfactor(parts * size), dbias(parts * size);
   slabs<T>(a, [&](Slab<T>& slab, int64_t o, const Workers& workers, int64_t part) {
-    slab.Backward(o, workers, &dfactor[part * features], &dbias[part * features]);
+    slab.Backward(o, workers, &dfactor[part * size], &dbias[part * size]);
   });
-  const auto add = [&](const std::vector<double>& of, Wide<T>* sum) {
-    for (int64_t f = 0; sum && f < features; ++f) {
-      double all = 0;
-      for (int64_t part = 0; part < parts; ++part) all += of[part * features + f];
-      sum[f] = static_cast<Wide<T>>(all);
-    }
+  const auto add = [&](std::vector<double>& of, void* sum) {
+    if (!sum) return;
+    for (int64_t part = 1; part < parts; ++part)
+      for (int64_t j = 0; j < size; ++j) of[j] += of[part * size + j];
+    restore<T>(of.data(), a.kept * a.inner, pointer<Wide<T>>(sum));
   };
-  add(dfactor, pointer<Wide<T>>(a.dfactor));
-  add(dbias, pointer<Wide<T>>(a.dbias));
+  add(dfactor, a.dfactor);
+  add(dbias, a.dbias);
 }
 
 // -- By dtype --------------------------------------------------------------------------------------------------------

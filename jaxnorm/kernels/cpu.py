@@ -70,8 +70,9 @@ def forward(
     outer, space, kept, inner = x.shape
     sets = _statistics_of(x, wanted=statistics or space != 1)
     if space != 1:
-        y, *measured = _call("columns_forward", [_like(x), *sets], x, factor, bias, epsilon)
-        return Output(y, None, Measured(*measured) if statistics else None)
+        columns, shape = _columns(x)
+        y, *measured = _call("columns_forward", [_like(columns), *sets], columns, factor, bias, epsilon, shape=shape)
+        return Output(y.reshape(x.shape), None, Measured(*measured) if statistics else None)
     rows = (outer * kept, inner)
     results = [_like(x, rows), _like(x, rows, residual is not None), *sets]
     residual = None if residual is None else residual.reshape(rows)
@@ -96,7 +97,8 @@ def measure(x: jax.Array) -> Measured:
     outer, space, kept, inner = x.shape
     nothing, epsilon, sets = _like(x, wanted=False), jnp.zeros((), wide(x.dtype)), _statistics_of(x)
     if space != 1:
-        return Measured(*_call("columns_forward", [nothing, *sets], x, None, None, epsilon)[1:])
+        columns, shape = _columns(x)
+        return Measured(*_call("columns_forward", [nothing, *sets], columns, None, None, epsilon, shape=shape)[1:])
     rows = x.reshape(outer * kept, inner)
     options = {"center": True, "kept": kept, "repeat": 1}
     return Measured(*_call("rows_forward", [nothing, nothing, *sets], rows, None, None, None, epsilon, **options)[2:])
@@ -120,15 +122,23 @@ def backward(
     wanted = [_like(parameter, wanted=w) for w in want[1:]]
     if space != 1:
         assert statistics is not None
-        dx, *rest = _call("columns_backward", [_like(x, wanted=want[0]), *wanted], x, *statistics, factor, epsilon, dy)
+        columns, shape = _columns(x)
+        arrays = columns, *statistics, factor, epsilon, dy.reshape(columns.shape)
+        dx, *rest = _call("columns_backward", [_like(columns, wanted=want[0]), *wanted], *arrays, shape=shape)
     else:
         rows = (outer * kept, inner)
         dsum = None if dsum is None else dsum.reshape(rows)
         arrays = x.reshape(rows), factor, epsilon, dy.reshape(rows), dsum
         options = {"center": center, "kept": kept, "repeat": repeat}
         dx, *rest = _call("rows_backward", [_like(x, rows, want[0]), *wanted], *arrays, **options)
-        dx = dx.reshape(x.shape) if want[0] else dx
+    dx = dx.reshape(x.shape) if want[0] else dx
     return Gradients(*(array if w else None for array, w in zip((dx, *rest), want, strict=True)))
+
+
+def _columns(x: jax.Array) -> tuple[jax.Array, np.ndarray]:
+    """x as a matrix, and its shape: XLA copies an array with dimensions of 1 where it should see it as another."""
+    outer, space, kept, inner = x.shape
+    return x.reshape(outer * space, kept * inner), np.array(x.shape, np.int64)
 
 
 def _like(x, shape: tuple[int, ...] | None = None, wanted: bool = True) -> jax.ShapeDtypeStruct:
@@ -144,5 +154,5 @@ def _statistics_of(x: jax.Array, wanted: bool = True) -> list[jax.ShapeDtypeStru
 def _call(target: str, results: list[jax.ShapeDtypeStruct], x: jax.Array, *arrays: jax.Array | None, **options):
     absent = jnp.zeros((0,), x.dtype)
     call = jax.ffi.ffi_call(f"jaxnorm_{target}", results)
-    options = {name: value if isinstance(value, bool) else np.int64(value) for name, value in options.items()}
+    options = {name: np.int64(value) if type(value) is int else value for name, value in options.items()}
     return call(x, *(absent if a is None else a for a in arrays), **options)
