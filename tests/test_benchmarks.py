@@ -103,6 +103,7 @@ def test_rounds_are_paired_and_quantiles_are_of_ratios():
     seconds = {"jaxnorm": np.array([1.0, 2.0, 4.0, 1.0, 2.0]), "other": np.array([2.0, 4.0, 8.0, 2.0, 4.0])}
     assert ratios(seconds, "jaxnorm")["other"] == [2.0, 2.0, 2.0]  # though its times spread fourfold
     called = []
+
     def call(name):
         called.append(name)
         time.sleep(0.005 if name == "a" and called[-2:] != ["a", "a"] else 0)

@@ -11,6 +11,7 @@ Under sanitizers (they report to the terminal and end the process):
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -244,6 +245,30 @@ def test_a_large_mean_costs_no_accuracy(shape, offset):
         assert np.abs(y - expected).max() <= 1e-5 * max(1, first)
 
 
+BEGINNINGS = [  # of each set, in standard deviations, and what the variance may be off by, in roundings
+    pytest.param(lambda n: 0 * n, 3, id="normal"),
+    pytest.param(lambda n: 30.0 * (n < n.max() / 8), 36, id="an eighth far out"),  # nine times as large squares
+    pytest.param(lambda n: 1e4 * (n == 0), 36, id="one far out"),
+    pytest.param(lambda n: n * 100 / n.max(), 36, id="drifting"),
+]
+
+
+@served
+@pytest.mark.parametrize(("begins", "roundings"), BEGINNINGS)
+@pytest.mark.parametrize(
+    "shape",
+    [(64, 1, 1, 64), (64, 1, 1, 768), (16, 1, 1, 4096), (9, 1, 1, 9001), (1, 32, 64, 1), (1, 2000, 33, 1)],
+    ids=str,
+)
+def test_variance_is_exact_to_a_few_roundings_whatever_a_set_begins_with(shape, begins, roundings):
+    n = np.arange(shape[1] * shape[3]).reshape(1, shape[1], 1, shape[3])
+    x = (np.random.default_rng(5).normal(size=shape) + begins(n)).astype(np.float32)
+    statistics = jax.jit(cpu.measure)(x)
+    expected = x.astype(np.float64).var((1, 3))
+    error = np.abs(np.asarray(statistics.var, np.float64) / expected - 1)
+    assert error.max() <= roundings * np.finfo(np.float32).eps, error.max() / np.finfo(np.float32).eps
+
+
 @served
 @pytest.mark.parametrize("value", [0.1, 3.3, -7.0, 1e6 + 0.1, 1e-20, 0.0])
 @pytest.mark.parametrize("n", [1, 2, 41, 47, 1000, 100_000])
@@ -300,6 +325,34 @@ def test_empty_arrays(shape):
     np.testing.assert_array_equal(out.statistics.var, 1)
     np.testing.assert_array_equal(gradients.dfactor, 0)
     np.testing.assert_array_equal(gradients.dbias, 0)
+
+
+NORMS = {
+    "layer_norm": {},
+    "rms_norm": {},
+    "batch_norm": {"training": True},
+    "group_norm": {"num_groups": 8},
+    "instance_norm": {},
+}
+
+
+@served
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", NORMS)
+def test_a_kernel_reads_x_where_it_lies(name, dtype):
+    """XLA copies what it is told to see in another shape, if that has dimensions of 1 where it does not expect them."""
+    x, scale = jnp.ones((4, 6, 5, 32), dtype), jnp.ones(32)
+    state = (jn.RunningStats.init(32),) if name == "batch_norm" else ()
+
+    def both(x, scale, dy):
+        y, pull = jax.vjp(lambda x, p: getattr(jn, name)(x, *state, p, **NORMS[name]), x, scale)
+        return y, pull((dy, y[1]) if state else dy)
+
+    text = jax.jit(both).lower(x, scale, x).compile().as_text()
+    assert text.count('custom_call_target="jaxnorm_') == 2
+    of_its_size = [line for line in text.splitlines() if re.search(r"= \w+\[[\d,]*\]\S* (copy|fusion)\(", line)]
+    sizes = [np.prod([int(n) for n in re.search(r"\[([\d,]*)\]", line)[1].split(",") if n]) for line in of_its_size]
+    assert max(sizes, default=0) < x.size, of_its_size
 
 
 @served
