@@ -1,8 +1,4 @@
-"""What is normalized: activations of real models, in the sizes at which they are trained on a CPU.
-
-All arrays stay below 26 MB: the C library gives larger ones back to the system after every call, and what is then
-measured is how fast the kernel maps pages.
-"""
+"""What is normalized: activations of real models, in the sizes at which they are trained on a CPU."""
 
 from typing import NamedTuple
 

@@ -4,9 +4,9 @@
 // features come first). `Columns`: x[outer, space, kept, inner], statistics over space and inner (batch, ghost batch,
 // group and instance norm whose features come last). Each has a forward and a backward pass.
 //
-// Statistics are those of jaxnorm/rules.py: deviations are taken from a mean that was already subtracted, sums of a
-// few thousand numbers are merged by Chan's formula in double precision, and the mean is carried as mean + residual.
-// Every sum is taken relative to a first number of its own set, so that a constant set gives exactly zero.
+// Statistics are as good as those of jaxnorm/rules/: squares are of deviations from a first mean, of some of the numbers,
+// that lies near; sums of a few thousand numbers are merged by Chan's formula in double precision; the mean is carried as
+// mean + residual. Every sum is relative to a first number of its own set, so that a constant set gives exactly zero.
 //
 // Work is cut into chunks by shape alone and merged in their order: no result depends on the number of threads.
 // Half precision is widened in registers. The part below `JAXNORM_ISA` is compiled once for each instruction set: this
