@@ -495,9 +495,9 @@ struct Moments {
 
 // -- Rows ------------------------------------------------------------------------------------------------------------
 
-constexpr int64_t kShort = 1024;    // numbers of a row that are measured together with other rows
-constexpr int64_t kLong = 1536;     // where a row and its parameters no longer share the first cache
-constexpr int64_t kSegment = 4096;  // numbers summed in x's precision; they stay in the first cache
+constexpr int64_t kShort = 16 * JAXNORM_BYTES;  // numbers of a row that are measured together with others: 64 vectors
+constexpr int64_t kLong = 1536;                 // where a row and its parameters no longer share the first cache
+constexpr int64_t kSegment = 4096;              // numbers summed in x's precision; they stay in the first cache
 
 // Of each row: a first mean, and the sums of the deviations from it and of their squares. That mean, g, is of an eighth
 // of the row, of which (g - mean)^2 <= 8 var is certain: squares lose no digits to it.
