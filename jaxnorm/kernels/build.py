@@ -1,6 +1,6 @@
 """Compile cpu.cc. Run by pip when the package is built, editable or not, and by hand:
 
-    python -m jaxnorm.kernels.build [--sanitize] [--baseline]
+    python -m jaxnorm.kernels.build [--sanitize] [--only baseline]
 
 The library lies beside its source, as does the record of what it was compiled from. It needs XLA's headers, which
 jaxlib brings, and g++ or clang++; it uses no Python headers, so one library serves every Python. `pyproject.toml` pins
@@ -27,6 +27,11 @@ MACHINE = platform.machine()
 # Not .so: Python would take it for a module.
 SOURCE, LIBRARY, RECORD = (FOLDER / f"cpu.{ending}" for ending in ("cc", "lib", "json"))
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi"]
+# For one kind of processor alone, to be tested on a newer one.
+ONLY = {
+    "baseline": ["-DJAXNORM_BASELINE"],
+    "avx2": ["-DJAXNORM_BASELINE", "-DJAXNORM_BYTES=32", "-march=x86-64-v3"],
+}
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1"]
 
 
@@ -108,9 +113,9 @@ def get_build_hook() -> type:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Compile the CPU kernels, beside their source.")
     parser.add_argument("--sanitize", action="store_true", help="with AddressSanitizer and UndefinedBehaviorSanitizer")
-    parser.add_argument("--baseline", action="store_true", help="for the oldest processors only, whatever this one is")
+    parser.add_argument("--only", choices=ONLY, help="for such processors, whatever this one is")
     chosen = parser.parse_args()
     try:
-        build(*(SANITIZERS if chosen.sanitize else []), *(["-DJAXNORM_BASELINE"] if chosen.baseline else []))
+        build(*(SANITIZERS if chosen.sanitize else []), *ONLY.get(chosen.only, []))
     except CannotBuild as missing:
         sys.exit(f"jaxnorm.kernels.build: {missing}")
