@@ -44,7 +44,7 @@ def main() -> None:
         for epsilon in epsilons:
             network = perceptron("batch", epsilon=epsilon)
             settings = {"rate": jnp.full(len(seeds), 0.1)}
-            trainer = Trainer(network, data, settings, batch_size=60, seed=chosen.seed)
+            trainer = Trainer(network, data, settings, seeds=seeds, batch_size=60)
             for _ in range(epochs):
                 trainer.epoch()
                 record.advance(f"epsilon {epsilon}")

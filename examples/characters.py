@@ -68,6 +68,7 @@ def main() -> None:
     if windows < BATCH:
         raise SystemExit(f"characters: --windows must be at least {BATCH}, one batch; got {windows}.")
     runs = [(seed, rate) for seed in range(chosen.seed, chosen.seed + chosen.seeds) for rate in rates]
+    seeds = [seed for seed, _ in runs]
     with recording("characters", chosen, len(NORMS)) as record:
         data = text(len(runs), CONTEXT, windows, tests)
         settings = {
@@ -76,7 +77,7 @@ def main() -> None:
         }
         for name in NORMS:
             network = transformer(name, width=width, layers=layers, context=CONTEXT)
-            trainer = Trainer(network, data, settings, optimizer=adam, batch_size=BATCH, seed=chosen.seed)
+            trainer = Trainer(network, data, settings, seeds=seeds, optimizer=adam, batch_size=BATCH)
             trainer.epoch()
             numbers = compiled(measure, network)(trainer.state, data)
             for i, (seed, rate) in enumerate(runs):

@@ -138,12 +138,13 @@ def movement(network: str, norm: str, optimizer, offset, state, data, setting, k
 
 
 def train(record, network, norm, steps, runs) -> None:
+    seeds = [seed for seed, _ in runs]
     trainer = Trainer(
         shifting(network, norm),
-        digits([seed for seed, _ in runs]),
+        digits(seeds),
         {"rate": jnp.array([rate for _, rate in runs], jnp.float32)},
+        seeds=seeds,
         batch_size=BATCH,
-        seed=runs[0][0],
         steps=EVERY,
     )
     measure = compiled(movement, network, norm, sgd)

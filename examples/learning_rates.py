@@ -32,8 +32,8 @@ def main() -> None:
                 perceptron(name),
                 data,
                 settings,
+                seeds=[seed for seed, _ in every],
                 batch_size=60,
-                seed=chosen.seed,
             )
             for _ in range(epochs):
                 trainer.epoch()

@@ -38,7 +38,7 @@ def main() -> None:
         data, wrong = mislabelled([seed for seed, _ in runs])
         for norm in norms:
             settings = {"rate": jnp.array([rate for _, rate in runs], jnp.float32)}
-            trainer = Trainer(perceptron(norm), data, settings, batch_size=32, seed=chosen.seed)
+            trainer = Trainer(perceptron(norm), data, settings, seeds=[seed for seed, _ in runs], batch_size=32)
             looks = []
             for epoch in range(1, epochs + 1):
                 trainer.epoch()
@@ -55,7 +55,8 @@ def mislabelled(seeds: list[int]) -> tuple[Data, Data]:
     """The digits with three of ten labels wrong; and the same with the mislabelled images alone."""
     data = digits(seeds)
     count = int(WRONG * data.x.shape[1])
-    shifts = np.stack([np.random.default_rng([seed, 1]).integers(1, 10, count) for seed in seeds])
+    # Not [seed, epoch], which orders the batches.
+    shifts = np.stack([np.random.default_rng([seed, 0, 1]).integers(1, 10, count) for seed in seeds])
     labels = data.y.at[:, :count].set((data.y[:, :count] + shifts) % 10)  # the split has shuffled the images
     data = data._replace(y=labels)
     return data, data._replace(x=data.x[:, :count], y=labels[:, :count])

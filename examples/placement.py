@@ -97,10 +97,11 @@ def validation_loss(network, state, data):
 
 def convolutions(record, seeds, *, epochs: int, images: int, rates) -> None:
     runs = [(seed, rate) for seed in seeds for rate in rates]
-    data = digits([seed for seed, _ in runs], (8, 8, 1), train=images)
+    own = [seed for seed, _ in runs]
+    data = digits(own, (8, 8, 1), train=images)
     settings = {"rate": jnp.array([rate for _, rate in runs], jnp.float32)}
     for order in ORDERS:
-        trainer = Trainer(residual(order), data, settings, batch_size=32, seed=seeds[0])
+        trainer = Trainer(residual(order), data, settings, seeds=own, batch_size=32)
         for _ in range(epochs):
             trainer.epoch()
             record.advance(order)
@@ -120,7 +121,7 @@ def transformers(record, seeds, *, windows: int, layers: int, width: int, rates)
     }
     for place in PLACES:
         network = transformer("layer", width=width, layers=layers, context=CONTEXT, post=place == "post-norm")
-        trainer = Trainer(network, data, settings, optimizer=adam, batch_size=BATCH, seed=seeds[0])
+        trainer = Trainer(network, data, settings, seeds=[seed for seed, *_ in runs], optimizer=adam, batch_size=BATCH)
         trainer.epoch()
         record.advance(place)
         for (seed, rate, warm), loss in zip(runs, compiled(validation_loss, network)(trainer.state, data), strict=True):

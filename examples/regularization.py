@@ -82,13 +82,13 @@ def few_digits(seeds) -> Data:
 
 def train(record, network, seeds, batch_size, epochs, drops, about) -> None:
     every = [(seed, rate, drop) for seed in seeds for rate in RATES for drop in drops]
-    _, rates, probabilities = zip(*every, strict=True)
+    own, rates, probabilities = zip(*every, strict=True)
     trainer = Trainer(
         network,
-        few_digits([seed for seed, _, _ in every]),
+        few_digits(own),
         {"rate": jnp.array(rates, jnp.float32), "drop": jnp.array(probabilities, jnp.float32)},
+        seeds=own,
         batch_size=batch_size,
-        seed=seeds[0],
     )
     for _ in range(epochs):
         trainer.epoch()

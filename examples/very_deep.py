@@ -86,17 +86,17 @@ def deep(name: str, depth: int) -> Network:
 def train(record, name, depth, seeds, epochs, *, gradients: bool) -> None:
     rates = RATES if depth >= 50 else RATES[1:]
     every = [(kind, seed, rate) for kind in KINDS for seed in seeds for rate in rates]
-    network = deep(name, depth)
+    network, own = deep(name, depth), [seed for _, seed, _ in every]
     trainer = Trainer(
         network,
-        digits([seed for _, seed, _ in every]),
+        digits(own),
         {
             "residual": jnp.array([kind == "residual" for kind, _, _ in every], jnp.float32),
             "rate": jnp.array([rate for _, _, rate in every], jnp.float32),
         },
+        seeds=own,
         optimizer=lambda setting: optax.adam(setting["rate"]),
         batch_size=64,
-        seed=seeds[0],
     )
     if gradients:
         measured = compiled(gradient_norms, network)(trainer.state, trainer.data)

@@ -71,14 +71,15 @@ def main() -> None:
     runs = [(seed, rate) for seed in range(chosen.seed, chosen.seed + chosen.seeds) for rate in rates]
     cells = [(name, size) for name in norms for size in sizes if name != "ghost" or size > GHOST]
     with recording("which_norm", chosen, len(cells)) as record:
-        data = digits([seed for seed, _ in runs], (8, 8, 1), train=images)
+        seeds = [seed for seed, _ in runs]
+        data = digits(seeds, (8, 8, 1), train=images)
         base = jnp.array([rate for _, rate in runs], jnp.float32)
         networks = {name: pyramid(name) for name in norms}
 
         def accuracies(cell):
             name, size = cell
             settings = {"rate": base * size / 32}
-            trainer = Trainer(networks[name], data, settings, batch_size=size, seed=chosen.seed)
+            trainer = Trainer(networks[name], data, settings, seeds=seeds, batch_size=size)
             for _ in range(epochs):
                 trainer.epoch()
             return trainer.evaluate()["accuracy"]

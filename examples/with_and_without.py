@@ -59,12 +59,13 @@ def main() -> None:
 
 def trainer(network, norm, runs, steps, width=100) -> Trainer:
     activation, gain = NETWORKS[network]
+    seeds = [seed for seed, _ in runs]
     return Trainer(
         perceptron(norm, (64, width, width, width, 10), activation, gain=gain),
-        digits([seed for seed, _ in runs]),
+        digits(seeds),
         {"rate": jnp.array([rate for _, rate in runs], jnp.float32)},
+        seeds=seeds,
         batch_size=60,
-        seed=runs[0][0],
         steps=steps,
     )
 
