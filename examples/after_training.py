@@ -11,9 +11,9 @@ features of their layer, in a hundred ways. Then the test accuracy with the runn
 test batches of 2, 10 and 60 instead, as of a network that was left in training mode. And all of it with five epsilons.
 
 Verdicts: mean 0 and variance 1 holds for a feature whose mean is within 0.1 and standard deviation within 10%; "yes" if
-nine of ten features do, "no" if fewer than one of ten, else how many. Undoing is used if more features do it than
-by chance in every seed. Running averages are better than a batch if by a point of test accuracy. An
-epsilon does if accuracy is not a point below that with 1e-5.
+nine of ten features do, "no" if fewer than one of ten, else how many. Undoing is used if more features do it than by
+chance in every seed. Running averages are better than a batch if by a point of test accuracy. An epsilon does if
+accuracy is not a point below that with 1e-5.
 
 Lesson 1, training and testing; lesson 3, scaling and shifting; lesson 4, the solution and inference.
 """

@@ -139,6 +139,14 @@ class Record:
         """One column of the rows that have these values."""
         return np.array([row[key] for row in self.rows if all(row.get(k) == v for k, v in where.items())])
 
+    def best(self, setting: str, by: str, *, score: Callable[[np.ndarray], Any] = np.median, **where: Any) -> Any:
+        """Of a setting's values the one whose column `by` scores highest, among these rows; of equals the least.
+
+        What is reported there should be another column, of images that did not choose.
+        """
+        tried = sorted({*self.values(setting, **where)})
+        return max(tried, key=lambda value: score(self.values(by, **where, **{setting: value})))
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Shown, kept, and for the README."""
         text = [[str(cell) for cell in row] for row in rows]

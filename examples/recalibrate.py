@@ -77,7 +77,7 @@ def average(trees):
 
 def run(seed: int, rate: float, epochs: int, averaged: int, advance) -> dict[str, float]:
     """Test accuracy of the four networks."""
-    x, y, x_test, y_test = (part[0] for part in digits([seed]))
+    x, y, x_test, y_test = (part[0] for part in digits([seed])[:4])
     rng, steps = np.random.default_rng(seed), len(x) // BATCH_SIZE
     variables = Digits().init(jax.random.key(seed), x[:1], training=False)
     opt_state, ends = optax.sgd(rate, momentum=0.9).init(variables["params"]), []

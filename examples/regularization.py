@@ -75,7 +75,7 @@ def with_dropout(norm: str) -> Network:
 
 def few_digits(seeds) -> Data:
     """All images that are not for training are for testing."""
-    x, y, x_test, y_test = digits(seeds)
+    x, y, x_test, y_test, *_ = digits(seeds)
     rest = jnp.concatenate([x[:, IMAGES:], x_test], 1), jnp.concatenate([y[:, IMAGES:], y_test], 1)
     return Data(x[:, :IMAGES], y[:, :IMAGES], *rest)
 
