@@ -66,7 +66,7 @@ def main() -> None:
 def report(record, norms, scales, rates) -> None:
     ways = ("at the rate that is best at scale 1", "at the best rate for the scale")
     rows, decades = [], {way: {} for way in ways}
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
     for norm, color in zip(norms, COLORS, strict=False):
         values, valid = (  # [scales, rates, seeds]
             np.array([[record.values(key, norm=norm, scale=s, rate=r) for r in rates] for s in scales])
@@ -81,12 +81,12 @@ def report(record, norms, scales, rates) -> None:
             span = f"{good.min():.2g} to {good.max():.2g}" if len(good) else "none"
             rate = f"{rates[at_one]:.2g}" if way == ways[0] else "tuned"
             rows.append((norm, rate, span, f"{decades[way][norm]:.1f}"))
-            ax.plot(scales, np.median(accuracy, 1), "o-", color=color, label=f"{norm}, rate {rate}", markersize=4)
+            ax.plot(scales, np.median(accuracy, 1), "o-", color=color, label=norm, markersize=4)
             ax.fill_between(scales, accuracy.min(1), accuracy.max(1), color=color, alpha=0.2)
     for way, ax in zip(ways, axes, strict=True):
         ax.set(xscale="log", xlabel="weights, times He's", title=way)
         ax.axhline(GOOD, color="gray", linewidth=0.8)
-        ax.legend(loc="center left")
+    figure.legend(*axes[0].get_legend_handles_labels(), title="norm", loc="outside right center")
     axes[0].set_ylabel("test accuracy: median and range")
     record.picture(figure)
     columns = (

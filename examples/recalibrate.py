@@ -142,15 +142,15 @@ def report(record, rates) -> None:
             else ""
         ),
     )
-    figure, axes = plt.subplots(1, len(rates), figsize=(4 * len(rates), 4), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(rates), figsize=(4 * len(rates) + 1, 4), layout="constrained", squeeze=False)
     for rate, ax in zip(rates, axes[0], strict=True):
-        for values in zip(*(percent[way, rate] for way in WAYS), strict=True):
-            ax.plot(WAYS, values, "o-", color="gray", alpha=0.5, markersize=4)
+        seeds = ax.plot(WAYS, [percent[way, rate] for way in WAYS], "o-", color="gray", alpha=0.5, markersize=4)
+        seeds[0].set_label("a seed")
         ax.plot(WAYS, [medians[way, rate] for way in WAYS], "o-", color="#d55e00", linewidth=2, label="median")
         ax.set_title(f"rate {rate}")
         ax.tick_params(axis="x", rotation=20)
-    axes[0, 0].set_ylabel("test accuracy, %: every seed")
-    axes[0, 0].legend(loc="lower left")
+    axes[0, 0].set_ylabel("test accuracy, %")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
     record.picture(figure)
 
 

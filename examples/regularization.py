@@ -191,25 +191,35 @@ def claim_dropout(record, dropped, drops) -> None:
 
 
 def draw(record, sizes, dropped, drops) -> None:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+    """Seed by seed, since ranges over seeds overlap where one network is ahead in every one of them."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4), layout="constrained", sharey=True)
     batches = sorted({size for _, size, _ in sizes})
-    for norm, color in zip(NORMS, COLORS, strict=False):
-        for ax, at, lines in (
-            (left, batches, [sizes[norm, size, None].gap for size in batches]),
-            (right, drops, [dropped[norm, drop].gap for drop in drops]),
-        ):
-            ax.plot(at, np.median(lines, 1), "o-", color=color, label=norm)
-            ax.fill_between(at, np.min(lines, 1), np.max(lines, 1), color=color, alpha=0.2)
-    if ("batch", 128, 8) in sizes:
-        gap = sizes["batch", 128, 8].gap
-        bars = [[np.median(gap) - gap.min()], [gap.max() - np.median(gap)]]
-        left.errorbar([128], np.median(gap), bars, fmt="s", color=COLORS[2], label="batch, ghosts of 8", capsize=4)
-    left.set(xscale="log", xlabel="batch size", xticks=batches, xticklabels=batches, title="by batch size")
-    left.set_ylabel("train minus test accuracy, points: median and range")
-    right.set(xlabel="dropout", title="by dropout, batches of 32")
-    left.legend()
-    right.legend()
+    for color, label in zip(COLORS, ("no norm", "batch norm", "in ghosts of 8"), strict=False):
+        left.plot([], [], "o", color=color, label=label)
+    for i, size in enumerate(batches):
+        plain = sizes["none", size, None]
+        differences(left, i, sizes["batch", size, None].gap - plain.gap, COLORS[1])
+        if ("batch", size, 8) in sizes:
+            differences(left, i + 0.25, sizes["batch", size, 8].gap - plain.gap, COLORS[2])
+    for i, drop in enumerate(drops):
+        for norm, shift, color in zip(NORMS, (-0.15, 0.15), COLORS, strict=False):
+            if (norm, drop) != ("none", 0.0):  # nothing, by definition
+                differences(right, i + shift, dropped[norm, drop].gap - dropped["none", 0.0].gap, color)
+    left.plot([], [], "k_", markersize=12, markeredgewidth=2, label="median")
+    left.set(xlabel="batch size", title="beside no norm at the same batch size")
+    left.set_ylabel("gap minus the other's, points: every seed")
+    left.set_xticks(range(len(batches)), batches)
+    right.set(xlabel="dropout", title="beside no norm without dropout")
+    right.set_xticks(range(len(drops)), drops)
+    for ax in (left, right):
+        ax.axhline(0, color="gray", linewidth=0.8)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
     record.picture(figure)
+
+
+def differences(ax, at: float, values: np.ndarray, color: str) -> None:
+    ax.plot(np.full(len(values), at), values, "o", color=color, alpha=0.35, markersize=5, markeredgewidth=0)
+    ax.plot(at, np.median(values), "_", color=color, markersize=18, markeredgewidth=2.5)
 
 
 if __name__ == "__main__":

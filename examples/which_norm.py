@@ -20,6 +20,7 @@ in runs/which_norm/.
 Source: Wu & He 2018, arXiv:1803.08494, figure 1; the rules are lesson 1's, the question about large batches lesson 2's.
 """
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -188,21 +189,35 @@ def rule(record, claim: str, advised: set[str], behind, sizes) -> None:
 
 
 def picture(record, accuracy, norms, sizes) -> None:
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for name, color in zip(norms, COLORS, strict=False):
+    """One panel for each norm: itself in colour, the others' medians grey."""
+    errors = {}
+    for name in norms:
         where = [size for size in sizes if name != "ghost" or size >= GHOST]
-        errors = 100 * (1 - np.stack([accuracy[name, size] for size in where]))
-        axes.fill_between(where, errors.min(1), errors.max(1), color=color, alpha=0.15)
-        axes.plot(where, np.median(errors, 1), color=color, marker="o", markersize=3, label=name)
-    axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="test error, %")
-    axes.set_title("each norm at its best learning rate: median and range of the seeds")
+        errors[name] = where, 100 * (1 - np.stack([accuracy[name, size] for size in where]))
+    figure, panels = plt.subplots(
+        -(-len(norms) // 3), 3, figsize=(9, 8), layout="constrained", sharex=True, sharey=True, squeeze=False
+    )
+    for name, axes in itertools.zip_longest(norms, panels.flat):
+        if name is None:
+            axes.axis("off")
+            continue
+        for other, (where, values) in errors.items():
+            if other != name:
+                axes.plot(where, np.median(values, 1), color="gray", linewidth=0.6, alpha=0.6)
+        where, values = errors[name]
+        axes.fill_between(where, values.min(1), values.max(1), color=COLORS[0], alpha=0.25, linewidth=0)
+        axes.plot(where, np.median(values, 1), "o-", color=COLORS[0], markersize=4)
+        axes.set(xscale="log", yscale="log", title=name)
+        axes.grid(alpha=0.3)
     low, high = axes.get_ylim()
     ticks = [error for error in (1, 2, 3, 5, 10, 20, 30, 50, 90) if low <= error <= high]
     axes.set_xticks(sizes, map(str, sizes))
     axes.set_yticks(ticks, map(str, ticks))
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    figure.legend(title="norm", loc="outside right center")
+    for axes in panels.flat:
+        axes.minorticks_off()
+    figure.supxlabel("batch size")
+    figure.supylabel("test error, %")
+    figure.suptitle("each norm at its best learning rate: median and range of the seeds; grey: the others' medians")
     record.picture(figure)
 
 
