@@ -13,11 +13,13 @@ Transformers: four layers of width 32 on the text of `characters.py` with layer 
 without; Adam, cosine decay. The best rate has the lowest median loss on validation text; reported is the loss on other
 text, used neither to train nor to choose.
 
-A difference counts if the median over seeds (the same weights and batches on both sides) is larger than a threshold,
-one point of test accuracy or 0.02 nats per character, and larger than the spread: the range over seeds of what is lower
-of the two. Orders are equally good if no difference counts. A transformer needs warm-up if leaving it out raises the
-loss by a difference that counts even at the rate that is best without; it needs warm-up or another rate if so only at
-the rate that is best with warm-up. Leaves results.json and placement.png in runs/placement/.
+A difference counts if its median over seeds (the same weights and batches on both sides) is larger than a threshold,
+one point of test accuracy or 0.02 nats per character, and larger than the spread: the range over seeds of the lower
+side. Orders are equally good if no difference counts. A transformer needs warm-up if without it even the best rate's
+loss is higher than with it by a difference that counts. Else it needs warm-up or another rate if the loss is so much
+higher at the same rate. Several rates may be as good as the best with warm-up, in that no difference of validation
+losses counts; the same rate is the one of these with the lowest validation loss without warm-up, so that no tie
+decides. Leaves results.json and placement.png in runs/placement/.
 
 Source: lessons 1 and 4 say where ResNet and ResNet v2 have their norms; the papers are He et al. 2015,
 arXiv:1512.03385, section 3.4, and He et al. 2016, arXiv:1603.05027, figure 4. On transformers: Xiong et al. 2020,
@@ -44,6 +46,7 @@ RATES = tuple(np.logspace(-2.5, 0.5, 7).round(3).tolist())
 TRANSFORMER_RATES = (1e-3, 2.5e-3, 6e-3, 1.5e-2, 4e-2, 1e-1)
 CONTEXT, BATCH = 32, 8
 POINT, NATS = 0.01, 0.02
+Pair = tuple[np.ndarray, np.ndarray]
 
 
 def residual(order: str) -> Network:
@@ -200,29 +203,26 @@ def report_places(record) -> None:
     columns = ("transformer", "warm-up", "best rate", "test loss, nats per character")
     record.table("transformers: median (range)", columns, rows)
 
-    losses = {name: warm_up_losses(record, place, name) for name in PLACES}
-    needs = {name: need(*three) for name, three in losses.items()}
+    costs = {name: warm_up_costs(record, place, name) for name in PLACES}
+    needs = {name: need(own, same) for name, (_, own, same) in costs.items()}
+    added = lambda without, warm: f"{np.median(without - warm):+.3f}"
     record.claim(
         "A post-norm transformer needs warm-up, a pre-norm one does not",
         source="Xiong et al. 2020, arXiv:2002.04745",
         measured="; ".join(
-            f"{name}: {np.median(warm):.2f} nats with warm-up (its seeds lie {np.ptp(warm):.3f} apart), without it "
-            f"{np.median(same - warm):+.3f} at the same rate and {np.median(own - warm):+.3f} at its own best"
-            for name, (warm, same, own) in losses.items()
+            f"{name}: {middle(own[1])} nats with warm-up, without it {added(*own)} at its own best rate and "
+            f"{added(*same)} at {rate:g}, the same"
+            for name, (rate, own, same) in costs.items()
         ),
         verdict=f"{answer(needs)}: " + ", ".join(f"{name} {needs[name]}" for name in PLACES),
     )
 
 
-def need(warm: np.ndarray, same: np.ndarray, own: np.ndarray) -> str:
-    """By the losses with warm-up, without it at the same rate, and without it at its own best rate."""
-    return (
-        "needs it"
-        if exceeds(own, warm, NATS)
-        else "needs it or another rate"
-        if exceeds(same, warm, NATS)
-        else "does without"
-    )
+def need(own: Pair, same: Pair) -> str:
+    """By the losses without warm-up and with it: each at its own best rate, and both at the same."""
+    if exceeds(*own, NATS):
+        return "needs it"
+    return "needs it or another rate" if exceeds(*same, NATS) else "does without"
 
 
 def answer(needs: dict[str, str]) -> str:
@@ -230,10 +230,20 @@ def answer(needs: dict[str, str]) -> str:
     return "yes" if needs == expected else "no" if needs["post-norm"] == needs["pre-norm"] else "in part"
 
 
-def warm_up_losses(record, place, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of every seed: with warm-up at its best rate, without at the same, and without at the best for that."""
-    rate, warm = place[name, True]
-    return warm, record.values("loss", place=name, warm_up=False, rate=rate), place[name, False][1]
+def warm_up_costs(record, place, name: str) -> tuple[float, Pair, Pair]:
+    """The same rate; and the losses of every seed without and with warm-up, each at its own best and at the same."""
+    rates = sorted({*record.values("rate", place=name)})
+    values = lambda key, warm, rate: record.values(key, place=name, warm_up=warm, rate=rate)
+    warm, without = ({rate: values("valid", on, rate) for rate in rates} for on in (True, False))
+    rate = least_sensitive(place[name, True][0], warm, without)
+    own = place[name, False][1], place[name, True][1]
+    return rate, own, (values("loss", False, rate), values("loss", True, rate))
+
+
+def least_sensitive(best: float, warm: dict[float, np.ndarray], without: dict[float, np.ndarray]) -> float:
+    """Of the rates that are as good as the best with warm-up, the one that is best without it."""
+    good = [rate for rate in warm if not exceeds(warm[rate], warm[best], NATS)]
+    return min(good, key=lambda rate: np.median(without[rate]))
 
 
 def picture(record, guess: float) -> None:

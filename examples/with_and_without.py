@@ -119,14 +119,15 @@ def word(factors: np.ndarray) -> str:
 
 
 def report(record, found: Findings, cases, widths) -> None:
-    rows, faster = [], {"at the same learning rate": {}, "each at its own best learning rate": {}}
+    rows, chosen = [], {}
+    faster = {"at the same learning rate": {}, "each at its own best learning rate": {}}
     for network, _ in cases:
         own = {norm: found.best(network, norm) for norm in NORMS}
         for (how, factors), rates in zip(faster.items(), (dict.fromkeys(NORMS, own["none"]), own), strict=True):
             steps = {norm: found.steps(network, norm, rates[norm]) for norm in NORMS}
             fewer = steps["none"] / np.minimum(steps["batch"], 1e9)  # neither got there: infinity
             less = fewer * found.seconds(network, "none") / found.seconds(network, "batch")
-            factors[network] = fewer, less
+            factors[network], chosen[how, network] = (fewer, less), [f"{rates[norm]:.2g}" for norm in NORMS]
             for norm in NORMS:
                 time = 1e3 * found.seconds(network, norm) * np.median(steps[norm])
                 last = (middle(fewer), middle(less)) if norm == "batch" else ("", "")
@@ -140,7 +141,10 @@ def report(record, found: Findings, cases, widths) -> None:
     ]
     record.table("microseconds of a training step", ("network", "width", *NORMS), costs)
     for how, factors in faster.items():
-        measured = (f"{n}: {middle(f)} times fewer steps, {middle(s)} times less time" for n, (f, s) in factors.items())
+        measured = (
+            f"{n}, at {' and '.join(chosen[how, n])}: {middle(f)} times fewer steps, {middle(s)} times less time"
+            for n, (f, s) in factors.items()
+        )
         record.claim(
             f"Batch norm makes training 3 to 5 times faster, {how}",
             source="lesson 2, experiment 1",
