@@ -107,17 +107,11 @@ def report(record, rates, guess: float) -> None:
     record.table("nats per character, and log-odds changed by a later character: median (range)", columns, rows)
     picture(record, loss, at_best, guess, rates)
 
-    first = min(median, key=lambda name: median[name])
-    equal = [name for name in ("batch", "none") if median[name] <= median[first] + CLOSE]
-    if median["layer"] > median[first] + CLOSE:
-        verdict = f"no: {first} is better"
-    else:
-        verdict = f"not for its loss: {' and '.join(equal)} as good" if equal else "yes"
     record.claim(
         "Text and language: use layer norm",
         source="lesson 1; lesson 2",
         measured="test loss " + ", ".join(f"{name} {middle(at_best('loss', name))}" for name in NORMS),
-        verdict=verdict,
+        verdict=for_text(median),
     )
     leaks = {name: at_best("leak", name) for name in NORMS}
     only = leaks["batch"].min() > 1e-3 and max(leaks[name].max() for name in NORMS if name != "batch") < 1e-3
@@ -135,6 +129,15 @@ def report(record, rates, guess: float) -> None:
         measured=f"running statistics instead of the batch's change its loss by {middle(cost)}",
         verdict="yes" if np.median(cost) > CLOSE else "not here",
     )
+
+
+def for_text(median: dict[str, float]) -> str:
+    """Layer norm, by the median losses of all norms; RMS norm is of its kind."""
+    first = min(median, key=lambda name: median[name])
+    if median["layer"] > median[first] + CLOSE:
+        return f"no: {first} is better"
+    equal = [name for name in ("batch", "none") if median[name] <= median[first] + CLOSE]
+    return f"not for its loss: {' and '.join(equal)} as good" if equal else "yes"
 
 
 def picture(record, loss, at_best, guess: float, rates) -> None:

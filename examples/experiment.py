@@ -94,6 +94,11 @@ def middle(values: Any) -> str:
     return f"{mid:.3g} ({low:.3g} to {high:.3g})"
 
 
+def wider(decades: float) -> str:
+    """Is a range that trains wider with the norm, by so many decades? Half a decade is, less is a little."""
+    return "yes" if decades >= 0.5 else "a little" if decades > 0 else "no"
+
+
 class Record:
     """Rows, tables and claims of one experiment, written to disk as they come."""
 

@@ -25,7 +25,7 @@ Lesson 4, benefits.
 
 import jax.numpy as jnp
 import numpy as np
-from experiment import COLORS, options, recording
+from experiment import COLORS, options, recording, wider
 from matplotlib import pyplot as plt
 from networks import TRAIN, Trainer, digits, perceptron
 
@@ -97,12 +97,11 @@ def report(record, norms, scales, rates) -> None:
     )
     record.table("scales of the first weights that train", columns, rows)
     for way, widths in decades.items():
-        wider = widths["batch"] - widths["none"]
         record.claim(
             f"Batch norm makes training less sensitive to initialization, {way}",
             source="lesson 4, benefits",
             measured="; ".join(f"{norm}: {width:.1f} of 4 decades of scales train" for norm, width in widths.items()),
-            verdict="yes" if wider >= 0.5 else "a little" if wider > 0 else "no",
+            verdict=wider(widths["batch"] - widths["none"]),
         )
 
 

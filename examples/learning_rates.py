@@ -11,7 +11,7 @@ results.json and learning_rates.png in runs/learning_rates/.
 
 import jax.numpy as jnp
 import numpy as np
-from experiment import COLORS, options, recording
+from experiment import COLORS, options, recording, wider
 from matplotlib import pyplot as plt
 from networks import TRAIN, Trainer, digits, perceptron
 
@@ -64,12 +64,11 @@ def report(record, rates) -> None:
     record.picture(figure)
     columns = ("norm", f"rates at which every seed reaches {GOOD:.0%}", "decades", "best rate", "median accuracy there")
     record.table("learning rates that train", columns, rows)
-    wider = widths["batch"] - widths["none"]
     record.claim(
         "Batch norm makes training much less sensitive to the learning rate",
         source="lesson 2, experiment 2; lesson 4",
         measured=f"{widths['batch']:.1f} decades of learning rates train with it, {widths['none']:.1f} without",
-        verdict="yes" if wider >= 0.5 else "a little" if wider > 0 else "no",
+        verdict=wider(widths["batch"] - widths["none"]),
     )
 
 

@@ -144,13 +144,18 @@ def claim_regularizes(record, sizes) -> None:
     batches = sorted({size for _, size, _ in sizes})
     found = {size: sizes["batch", size, None].against(sizes["none", size, None]) for size in batches}
     gaps = {size: [f"{np.median(sizes[norm, size, None].gap):.1f}" for norm in ("batch", "none")] for size in batches}
-    good = [str(size) for size, result in found.items() if result == "smaller"]
     record.claim(
         "Batch norm regularizes: the gap between training and test is smaller",
         source="lesson 2, benefit 4; lesson 4, benefits",
         measured="; ".join(f"batch {size}: {a} points with it, {b} without" for size, (a, b) in gaps.items()),
-        verdict="yes" if len(good) == len(found) else f"only in batches of {', '.join(good)}" if good else "no",
+        verdict=regularizes(found),
     )
+
+
+def regularizes(found: dict[int, str]) -> str:
+    """By the size of a batch: is the gap smaller, equal or larger with the norm?"""
+    good = [str(size) for size, result in found.items() if result == "smaller"]
+    return "yes" if len(good) == len(found) else f"only in batches of {', '.join(good)}" if good else "no"
 
 
 def claim_noise(record, quiet: Case, noisy: Case) -> None:
@@ -171,23 +176,31 @@ def claim_dropout(record, dropped, drops) -> None:
         source="lesson 4, benefits",
         measured=f"a gap of {middle(normed.gap)} points with it, {middle(plain.gap)} without, "
         f"{middle(dropped['none', like].gap)} without and with dropout of {like}",
-        verdict="no"
-        if normed.against(plain) != "smaller"
-        else f"yes, like dropout of {like}"
-        if dropped["none", like].against(plain) == "smaller"
-        else "its gap is smaller, as dropout's is not",
+        verdict=acts_like(like, dropped["none", like], normed, plain),
     )
     gains = {norm: dropped[norm, best[norm]].test - dropped[norm, 0.0].test for norm in NORMS}
     gain = {norm: np.median(values) for norm, values in gains.items()}
-    agree = [np.mean(sign * (gains["none"] - gains["batch"]) > 0) for sign in (1, -1)]
     record.claim(
         "With batch norm, dropout is needed less",
         source="lesson 4, benefits",
         measured="; ".join(
             f"{norm}: dropout of {best[norm]} adds {gain[norm]:.1f} points of test accuracy" for norm in NORMS
         ),
-        verdict="yes" if agree[0] >= 0.75 else "no" if agree[1] >= 0.75 else "not measurably",
+        verdict=needed_less(gains["none"], gains["batch"]),
     )
+
+
+def acts_like(drop: float, dropped: Case, normed: Case, plain: Case) -> str:
+    if normed.against(plain) != "smaller":
+        return "no"
+    alike = dropped.against(plain) == "smaller"
+    return f"yes, like dropout of {drop}" if alike else "its gap is smaller, as dropout's is not"
+
+
+def needed_less(without: np.ndarray, normed: np.ndarray) -> str:
+    """By what dropout adds, seed by seed."""
+    less, more = (np.mean(sign * (without - normed) > 0) for sign in (1, -1))
+    return "yes" if less >= 0.75 else "no" if more >= 0.75 else "not measurably"
 
 
 def draw(record, sizes, dropped, drops) -> None:

@@ -153,15 +153,19 @@ def larger(points: dict[int, float], sizes) -> str:
 def steady(record, behind) -> None:
     """How much each loses at the size where it loses most: layer norm beside batch norm, as the lesson has it."""
     worst = {name: max(points.values()) for name, points in behind.items()}
-    least = [name for name, points in worst.items() if points < worst["layer"] - CLOSE]
-    better = f"; {', '.join(least)} less still" if least else ""
     record.claim(
         "Layer norm is for batch sizes that vary",
         source="lesson 2, the section on layer norm",
         measured="points of test accuracy behind the best norm, at the batch size where that is most: "
         + ", ".join(f"{name} {points:.1f}" for name, points in worst.items()),
-        verdict=("it loses less than batch norm" if worst["layer"] < worst["batch"] - CLOSE else "no") + better,
+        verdict=loses_less(worst),
     )
+
+
+def loses_less(worst: dict[str, float]) -> str:
+    least = [name for name, points in worst.items() if points < worst["layer"] - CLOSE]
+    verdict = "it loses less than batch norm" if worst["layer"] < worst["batch"] - CLOSE else "no"
+    return f"{verdict}; {', '.join(least)} less still" if least else verdict
 
 
 def equals(behind, size: int) -> list[str]:
@@ -170,22 +174,30 @@ def equals(behind, size: int) -> list[str]:
 
 
 def rule(record, claim: str, advised: set[str], behind, sizes) -> None:
-    """It holds where an advised norm counts as best; others that do so everywhere are named too."""
-    holds = [size for size in sizes if advised & set(equals(behind, size))]
-    others = [name for name in behind if name not in advised and all(name in equals(behind, size) for size in sizes)]
-    if holds == sizes:
-        verdict = f"yes; as good: {', '.join(others)}" if others else "yes"
-    else:
-        verdict = f"only at batch size {', '.join(map(str, holds))}" if holds else "no"
-        verdict += f"; everywhere among the best: {', '.join(others)}" if others else ""
-    named = {*advised, *others, "none", "batch"}
+    named = {*advised, *as_good(advised, behind, sizes), "none", "batch"}
     listed = (
         f"{name} {', '.join(f'{points[size]:.1f}' for size in sizes)}"
         for name, points in behind.items()
         if name in named
     )
     where = f"points of test accuracy behind the best norm at batch size {', '.join(map(str, sizes))}"
-    record.claim(claim, source="lesson 1", measured=f"{where}: {'; '.join(listed)}", verdict=verdict)
+    record.claim(
+        claim, source="lesson 1", measured=f"{where}: {'; '.join(listed)}", verdict=holds(advised, behind, sizes)
+    )
+
+
+def as_good(advised: set[str], behind, sizes) -> list[str]:
+    """What else counts as best at all of these sizes."""
+    return [name for name in behind if name not in advised and all(name in equals(behind, size) for size in sizes)]
+
+
+def holds(advised: set[str], behind, sizes) -> str:
+    """Where an advised norm counts as best."""
+    where, others = [size for size in sizes if advised & set(equals(behind, size))], as_good(advised, behind, sizes)
+    if where == sizes:
+        return f"yes; as good: {', '.join(others)}" if others else "yes"
+    verdict = f"only at batch size {', '.join(map(str, where))}" if where else "no"
+    return f"{verdict}; everywhere among the best: {', '.join(others)}" if others else verdict
 
 
 def picture(record, accuracy, norms, sizes) -> None:

@@ -234,6 +234,10 @@ def test_quick_run_leaves_rows_tables_claims_and_picture(tmp_path):
     for name in ("strategy", "no norms"):
         assert [r["seed"] for r in select(part="main", name=name)] == [5, 6]
     assert len(select(part="longer sweep")) == 4
+    for name in ("strategy", "no norms"):  # the same training of the same seed, chosen by images and reported by others
+        (reported,) = select(part="main", name=name, seed=5)
+        (choosing,) = select(part="sweep", seed=5, **{key: reported[key] for key in ("order", "optimizer", "rate")})
+        assert choosing["accuracy"] != reported["accuracy"]
     assert [r["seed"] for r in select(part="longer")] == [5, 6]
     assert len(select(part="ablation")) == 5 * 2
     assert len(results["tables"]) == 3
