@@ -1,5 +1,6 @@
 """What many experiments stand on: runs side by side that are each decided by their own seed."""
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-from networks import Network, Trainer, digits, perceptron
+import transformer
+from networks import TRAIN, Data, Network, Trainer, digits, perceptron
 
 ROUNDING = 2e-6  # measured: 2.4e-7, a unit in the last place of a loss
 
@@ -70,3 +72,37 @@ def test_one_seed_is_one_start_and_one_order_of_batches():
     first, second = quiet[:20].reshape(2, 10)
     assert np.abs(first - second).max() > 1e-2  # each epoch has an order of its own
     np.testing.assert_allclose(first.sum(), second.sum(), rtol=1e-5)  # of all images
+
+
+def parts(data: Data) -> list[list[tuple]]:
+    """Test, validation and training images of the first run."""
+    return [[tuple(np.ravel(image)) for image in part[0]] for part in (data.x_test, data.x_valid, data.x)]
+
+
+def test_every_digit_is_in_one_part_and_evaluated_there():
+    data = digits([3, 4], train=TRAIN)
+    tested, validated, trained = parts(data)
+    assert (len(tested), len(validated), len(trained)) == (450, 450, 897)
+    assert len({*tested, *validated, *trained}) == 1797
+    assert digits([3], train=1200).x_valid.shape == (1, 147, 64)
+    assert digits([3]).x_valid is None
+    trainer = Trainer(NETWORKS["quiet"], data, {"rate": jnp.ones(2)}, seeds=[3, 4], batch_size=30)
+    found = trainer.evaluate()
+    layers = jax.tree.map(lambda leaf: leaf[1], trainer.state[0])
+    for prefix, x, y in (("", data.x_test, data.y_test), ("valid_", data.x_valid, data.y_valid), ("train_", *data[:2])):
+        answers = NETWORKS["quiet"].apply(layers, [None], x[1], False, None)[0].argmax(-1)
+        assert found[f"{prefix}accuracy"][1] == pytest.approx(float((answers == y[1]).mean()))
+    assert "train_loss" not in trainer.evaluate(train=False)
+
+
+def test_parts_of_the_text_share_none(monkeypatch):
+    letters = [chr(i) for i in range(5000)]  # each stands in one place
+    monkeypatch.setattr(transformer, "TEXT", "".join(letters))
+    monkeypatch.setattr(transformer, "ALPHABET", letters)
+    data = transformer.text(2, context=32, train=300, test=30)
+    tested, validated, trained = parts(data)
+    assert (len(tested), len(validated), len(trained)) == (30, 30, 300)
+    seen = [{code for window in part for code in window} for part in (tested, validated, trained)]
+    assert all(one.isdisjoint(other) for one, other in itertools.combinations(seen, 2))
+    for x, y in ((data.x, data.y), (data.x_test, data.y_test), (data.x_valid, data.y_valid)):
+        np.testing.assert_array_equal(y, x + 1)  # the character after each
