@@ -12,10 +12,10 @@ the others (the mean) on six seeds that are used for nothing else, which also ch
    those of batches of 128.
 3. Dropout after each ReLU, with probabilities from 0 to 0.5, in batches of 32.
 
-One network has a smaller gap than another if it has in at least three quarters of the seeds (the same images, the same
-first weights), and an equal one if neither has. Batch norm equals a dropout only if that dropout has a smaller gap than
-none itself. Dropout is needed less if, in as many seeds, the best dropout adds less test accuracy with the norm than
-without. Nearly all networks learn the 200 images by heart, so that the gap is about the test error.
+One network has a smaller gap than another if it has in at least three quarters of the seeds (the same images, first
+weights and batches), and an equal one if neither has. Batch norm equals a dropout only if that dropout has a smaller
+gap than none itself. Dropout is needed less if, in as many seeds, the best dropout adds less test accuracy with the
+norm than without. Nearly all networks learn the 200 images by heart, so that the gap is about the test error.
 
 Lesson 2, benefit 4; lesson 4, benefits.
 """

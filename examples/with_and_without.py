@@ -13,10 +13,10 @@ are used for nothing else. Seconds are steps times the time of one step of that 
 many epochs; evaluation is not counted. The norm's share of a step depends on the width of the layers, so width 500 is
 timed too.
 
-A factor is steps without over steps with the norm, on the same images and from the same weights: "yes" if its median is
-from 3 to 5, "less" and "more" beyond, "no" below 1.1; and not in every seed if one of them is below 1. Higher rates can
-be used if the highest at which all seeds get there is another of those eight. `--quick` leaves out the sigmoids and
-most rates.
+A factor is steps without over steps with the norm, on the same images, from the same weights and in the same batches:
+"yes" if its median is from 3 to 5, "less" and "more" beyond, "no" below 1.1; and not in every seed if one of them is
+below 1. Higher rates can be used if the highest at which all seeds get there is another of those eight. `--quick`
+leaves out the sigmoids and most rates.
 
 Lesson 2, experiment 1; lesson 4, benefits.
 """

@@ -85,6 +85,7 @@ def test_every_digit_is_in_one_part_and_evaluated_there():
     assert (len(tested), len(validated), len(trained)) == (450, 450, 897)
     assert len({*tested, *validated, *trained}) == 1797
     assert digits([3], train=1200).x_valid.shape == (1, 147, 64)
+    assert digits([3], train=700).x_valid.shape == (1, 450, 64)
     assert digits([3]).x_valid is None
     trainer = Trainer(NETWORKS["quiet"], data, {"rate": jnp.ones(2)}, seeds=[3, 4], batch_size=30)
     found = trainer.evaluate()
