@@ -159,7 +159,7 @@ def picture(record, loss, at_best, guess: float, rates) -> None:
     left.legend()
     right.set_xticks(range(len(NORMS)), NORMS)
     right.set(xlabel="norm", ylabel="test loss at the best rate, nats per character")
-    right.set_title("circle: inference mode; square: the batch's own statistics")
+    right.set_title("circle: inference; square: own statistics")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     record.picture(figure)
