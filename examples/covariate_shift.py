@@ -138,12 +138,13 @@ def movement(network: str, norm: str, optimizer, offset, state, data, setting, k
 
 
 def train(record, network, norm, steps, runs) -> None:
+    seeds = [seed for seed, _ in runs]
     trainer = Trainer(
         shifting(network, norm),
-        digits([seed for seed, _ in runs]),
+        digits(seeds),
         {"rate": jnp.array([rate for _, rate in runs], jnp.float32)},
+        seeds=seeds,
         batch_size=BATCH,
-        seed=runs[0][0],
         steps=EVERY,
     )
     measure = compiled(movement, network, norm, sgd)
@@ -252,7 +253,7 @@ def explains(found: Findings) -> str:
 
 
 def draw(record, found) -> None:
-    figure, axes = plt.subplots(2, len(found), figsize=(5 * len(found), 7), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(2, len(found), figsize=(5 * len(found) + 1, 7), layout="constrained", squeeze=False)
     for (network, f), (above, below) in zip(found.items(), axes.T, strict=True):
         for norm, color in zip(NORMS, COLORS, strict=False):
             for ax, what, rate, every in (
@@ -261,14 +262,15 @@ def draw(record, found) -> None:
             ):
                 values = np.array(f.column(what, norm, rate))
                 at = every * np.arange(values.shape[1]) + (EVERY if ax is below else 0)
-                ax.plot(at, np.median(values, 0), color=color, label=f"{norm}, rate {rate:.2g}")
+                ax.plot(at, np.median(values, 0), color=color, label=norm)
                 ax.fill_between(at, values.min(0), values.max(0), color=color, alpha=0.2)
-        above.set(yscale="log", title=f"{network}: at the best rate without a norm")
+        above.set(yscale="log", title=f"{network}: at the best rate without a norm, {f.best['none']:.2g}")
         above.set(xlabel="step", ylabel="inputs move by, per step (deviations)")
-        below.set(ylim=(0.6, 1), title="each at its own best rate", xlabel="step", ylabel="test accuracy")
+        own = ", ".join(f"{f.best[norm]:.2g}" for norm in NORMS)
+        below.set(ylim=(0.6, 1), title=f"{network}: each at its own best rate, {own}")
+        below.set(xlabel="step", ylabel="test accuracy")
         below.axhline(GOOD, color="gray", linewidth=0.8)
-        above.legend()
-        below.legend(loc="lower right")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), title="norm", loc="outside right center")
     record.picture(figure)
 
 

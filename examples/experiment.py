@@ -94,6 +94,11 @@ def middle(values: Any) -> str:
     return f"{mid:.3g} ({low:.3g} to {high:.3g})"
 
 
+def wider(decades: float) -> str:
+    """Is a range that trains wider with the norm, by so many decades? Half a decade is, less is a little."""
+    return "yes" if decades >= 0.5 else "a little" if decades > 0 else "no"
+
+
 class Record:
     """Rows, tables and claims of one experiment, written to disk as they come."""
 
@@ -138,6 +143,14 @@ class Record:
     def values(self, key: str, **where: Any) -> np.ndarray:
         """One column of the rows that have these values."""
         return np.array([row[key] for row in self.rows if all(row.get(k) == v for k, v in where.items())])
+
+    def best(self, setting: str, by: str, *, score: Callable[[np.ndarray], Any] = np.median, **where: Any) -> Any:
+        """Of a setting's values the one whose column `by` scores highest, among these rows; of equals the least.
+
+        What is reported there should be another column, of images that did not choose.
+        """
+        tried = sorted({*self.values(setting, **where)})
+        return max(tried, key=lambda value: score(self.values(by, **where, **{setting: value})))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Shown, kept, and for the README."""

@@ -34,6 +34,12 @@ class Data(NamedTuple):
     y: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
+    x_valid: np.ndarray
+    y_valid: np.ndarray
+
+    def for_choosing(self) -> "Data":
+        """With the validation images in the place of the test images."""
+        return self._replace(x_test=self.x_valid, y_test=self.y_valid)
 
 
 class Choices(NamedTuple):
@@ -94,7 +100,8 @@ class Run(NamedTuple):
 
 def train(data: Data, choices: Choices, *, epochs: int, seed: int) -> Run:
     """From first weights to last; `seed` decides weights and batches."""
-    network = Network(int(data.y.max()) + 1, choices.order, choices.zero_last)
+    classes = 1 + max(int(labels.max()) for labels in (data.y, data.y_test))
+    network = Network(classes, choices.order, choices.zero_last)
     key = jax.random.key(seed, impl="rbg")  # compiles in a tenth of the time
     variables = network.init(key, data.x[:2], training=True)
     params, stats = variables["params"], variables.get("batch_stats")

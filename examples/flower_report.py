@@ -64,7 +64,7 @@ def _rates(record) -> dict[str, float]:
         edge = {rates.min(): ", the lowest tried", rates.max(): ", the highest tried"}.get(best, "")
         rows.append((name, span, f"{decades[name]:.1f}", f"{best:.2g}{edge}", f"{final.max():.1%}"))
     columns = ("network", f"rates with {USABLE:.0%} of its best", "decades", "best rate", "accuracy there")
-    record.table("tuning: one seed at every learning rate", columns, rows)
+    record.table("tuning: one seed at every learning rate, by validation images", columns, rows)
     return decades
 
 

@@ -18,15 +18,17 @@ Every choice is changed alone and run with the first three seeds. It mattered if
 exceeds the standard deviation of the strategy's seeds. Momentum and recalibration do not touch training, so each run
 keeps several averages of its own and is judged with each of them.
 
-Both networks are tuned: the best learning rate is the one with the fewest steps to 95%, or else with the highest
-accuracy. The strategy has one seed at each of five rates. The network without norms has four for each of two ways to
-train: SGD and Adam, from He's weights; the best rate of each gets two more seeds, and the highest median accuracy wins.
-All of this has as many epochs as the runs that follow. As they are few for it, the network without norms is tuned again
-with twice the epochs, each way at its best rate and at 0.3 of it, and the best gets three seeds.
+Both networks are tuned on validation images, as many as test images (of photographs a tenth of what there is to learn
+from), and reported on the test images: the best learning rate is the one with the fewest steps to 95%, or else with the
+highest accuracy. The strategy has one seed at each of five rates. The network without norms has four for each of two
+ways to train: SGD and Adam, from He's weights; the best rate of each gets two more seeds, and the highest median
+accuracy wins. All of this has as many epochs as the runs that follow. As they are few for it, the network without norms
+is tuned again with twice the epochs, each way at its best rate and at 0.3 of it, and the best gets three seeds.
 
-A seed converges if its network reaches 95% of the test images before its epochs are over. A spike is how far the loss
-of a batch rises above the median of the 20 before it. A learning rate is usable if it reaches nine tenths of the
-network's best accuracy.
+A seed decides weights and batches; the images are drawn once, by `--seed`. It converges if its network reaches 95% of
+the test images before its epochs are over. A spike is how far the loss of a batch rises above the median of the 20
+before it. A learning rate is usable if it reaches nine tenths of the network's best accuracy (on validation images, as
+all of the tuning).
 
 Images are generated (`flower_images.py`), or your own: `--data FOLDER` takes a folder of class folders, or Oxford 102
 Flowers as published (jpg/, imagelabels.mat, setid.mat). Leaves results.json and flowers.png in runs/flowers/. Source:
@@ -51,6 +53,7 @@ LONGER = 2  # times the epochs, for the network without norms
 WINDOW = 20  # batches that a spike is compared with
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0)  # of SGD; Adam's are a hundredth
 TRIED = 4  # of them, without norms
+VALID = 10  # of photographs to learn from, every tenth is for validation
 SLOWER = (1.0, 0.3)  # times the best rate, for longer runs
 
 STRATEGY = Choices()
@@ -86,13 +89,17 @@ def load(chosen) -> tuple[Data, list[str]]:
             raise ValueError(f"--images must be at least {BATCH}, one batch; got {chosen.images}.")
         images = partial(flowers, size=chosen.size or 24)
         train_count, tests = (640, 200) if chosen.quick else (chosen.images, 1000)
-        return Data(*images(chosen.seed, train_count), *images(10**6 + chosen.seed, tests)), [s.name for s in SPECIES]
-    *arrays, names = photographs(chosen.data, chosen.size or 64, chosen.seed)
-    if len(arrays[0]) < BATCH:
+        parts = ((chosen.seed, train_count), (10**6 + chosen.seed, tests), (2 * 10**6 + chosen.seed, tests))
+        return Data(*(array for part in parts for array in images(*part))), [s.name for s in SPECIES]
+    x, y, x_test, y_test, names = photographs(chosen.data, chosen.size or 64, chosen.seed)
+    order = np.random.default_rng(chosen.seed).permutation(len(x))
+    valid, learned = np.split(order, [len(x) // VALID])
+    if len(learned) < BATCH:
         raise ValueError(
-            f"--data needs {BATCH} images to learn from, one batch; got {len(arrays[0])} in {chosen.data}."
+            f"--data needs {BATCH} images to learn from, one batch; got {len(learned)} in {chosen.data}, and "
+            f"{len(valid)} for validation."
         )
-    return Data(*arrays), names
+    return Data(x[learned], y[learned], x_test, y_test, x[valid], y[valid]), names
 
 
 def main() -> None:
@@ -106,15 +113,15 @@ def main() -> None:
     rates, few, paired = RATES[1:4] if chosen.quick else RATES, seeds[:FEW], seeds[:PAIRED]
     tuning = len(rates) + len(WITHOUT) * (len(rates[:TRIED]) + len(few) - 1 + len(SLOWER))
     with recording("flowers", chosen, tuning + 2 * len(seeds) + len(few) + len(ABLATIONS) * len(paired)) as record:
-        do = partial(measure, record, data)
+        do, choose = (partial(measure, record, images) for images in (data, data.for_choosing()))
         for name, choices in {"strategy": STRATEGY, **WITHOUT}.items():
             for tried in at(rates if name == "strategy" else rates[:TRIED], choices):
-                do(tried, epochs, chosen.seed, part="sweep", name=name)
+                choose(tried, epochs, chosen.seed, part="sweep", name=name)
         strategy = best(record, part="sweep", name="strategy")
         finalists = [best(record, part="sweep", name=name) for name in WITHOUT]
         for name, finalist in zip(WITHOUT, finalists, strict=True):
             for seed in few[1:]:
-                do(finalist, epochs, seed, part="playoff", name=name)
+                choose(finalist, epochs, seed, part="playoff", name=name)
         without = max(finalists, key=lambda choices: np.median(record.values("final", **choices._asdict())))
         for seed in seeds:
             do(strategy, epochs, seed, part="main", name="strategy")
@@ -122,7 +129,7 @@ def main() -> None:
         for name, finalist in zip(WITHOUT, finalists, strict=True):
             for part in SLOWER:
                 tried = finalist._replace(rate=part * finalist.rate)
-                do(tried, epochs * LONGER, chosen.seed, part="longer sweep", name=name)
+                choose(tried, epochs * LONGER, chosen.seed, part="longer sweep", name=name)
         patient = best(record, part="longer sweep")
         for seed in few:
             do(patient, epochs * LONGER, seed, part="longer", name="no norms")

@@ -1,14 +1,14 @@
 """Inputs that are huge, tiny, or each of another size: does a norm in the network help, and does feature scaling?
 
-    python examples/input_scale.py [--epochs 10] [--seeds 3] [--seed 0] [--quick]
+    python examples/input_scale.py [--epochs 15] [--seeds 3] [--seed 0] [--quick]
 
-The perceptron of `networks.py` (three hidden layers of 100 ReLUs) on the digits, batches of 60, SGD with momentum 0.9,
-each case at the best of eight learning rates over seven decades. Inputs are spoiled in two ways: all pixels multiplied
-by one number, from a thousandth to a thousand; or each pixel by its own, drawn evenly in the logarithm over 0, 2, 4 and
-6 decades around 1. Five networks: without a norm; without one, but on inputs standardized by the training images
-(feature scaling: every pixel to mean 0 and variance 1, constant ones to 0); with batch norm behind every product; with
-batch norm on the inputs too; with layer norm behind every product. A case trains if test accuracy reaches 90% in every
-seed.
+The perceptron of `networks.py` (three hidden layers of 100 ReLUs) on 897 digits, batches of 60, SGD with momentum 0.9,
+each case at the best of eight learning rates over seven decades: the one whose worst seed is best on 450 validation
+images. Inputs are spoiled in two ways: all pixels multiplied by one number, from a thousandth to a thousand; or each
+pixel by its own, drawn evenly in the logarithm over 0, 2, 4 and 6 decades around 1. Five networks: without a norm;
+without one, but on inputs standardized by the training images (feature scaling: every pixel to mean 0 and variance 1,
+constant ones to 0); with batch norm behind every product; with batch norm on the inputs too; with layer norm behind
+every product. A case trains if at that rate accuracy on 450 other images reaches 90% in every seed.
 
 Verdicts: "yes" if more cases train with batch norm than without and as many as with feature scaling, "a little" if more
 than without only, else "no"; and the same for batch norm on the inputs too.
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from experiment import COLORS, options, recording
 from matplotlib import pyplot as plt
-from networks import Data, Network, Trainer, digits, perceptron
+from networks import TRAIN, Data, Network, Trainer, digits, perceptron
 
 import jaxnorm as jn
 
@@ -36,8 +36,8 @@ DECADES = (0, 2, 4, 6)
 
 
 def main() -> None:
-    chosen = options(__doc__, "input_scale", seeds=3, epochs=10)
-    epochs = 2 if chosen.quick else chosen.epochs
+    chosen = options(__doc__, "input_scale", seeds=3, epochs=15)
+    epochs = 3 if chosen.quick else chosen.epochs
     scales = np.logspace(-3, 3, 3 if chosen.quick else 7)
     rates = np.logspace(-2, -1, 2) if chosen.quick else np.logspace(-6, 1, 8)
     networks = dict(list(NETWORKS.items())[: 4 if chosen.quick else 5])
@@ -52,15 +52,16 @@ def main() -> None:
                 perceptron(norm) if name != "batch, inputs too" else normalized_inputs(),
                 data,
                 settings,
+                seeds=[seed for seed, *_ in every],
                 batch_size=60,
-                seed=chosen.seed,
             )
             for _ in range(epochs):
                 trainer.epoch()
                 record.advance(name)
-            accuracies = trainer.evaluate(train=False)["accuracy"]
-            for (seed, how, size, rate), accuracy in zip(every, accuracies, strict=True):
-                record.add(network=name, seed=seed, how=how, size=size, rate=rate, accuracy=accuracy)
+            found = trainer.evaluate(train=False)
+            for i, (seed, how, size, rate) in enumerate(every):
+                scores = {"accuracy": found["accuracy"][i], "valid": found["valid_accuracy"][i]}
+                record.add(network=name, seed=seed, how=how, size=size, rate=rate, **scores)
         report(record, list(networks), scales)
 
 
@@ -82,30 +83,28 @@ def normalized_inputs() -> Network:
 
 def inputs(every, *, standardized: bool) -> Data:
     """The digits of every run, spoiled, and perhaps repaired by the statistics of the training images."""
-    data = digits([seed for seed, *_ in every])
+    data = digits([seed for seed, *_ in every], train=TRAIN)
     factors = np.stack([factor(seed, how, size) for seed, how, size, _ in every])[:, None]
-    x, x_test = np.asarray(data.x) * factors, np.asarray(data.x_test) * factors
+    images = {part: np.asarray(getattr(data, part)) * factors for part in ("x", "x_test", "x_valid")}
     if standardized:
-        mean, std = x.mean(1, keepdims=True), x.std(1, keepdims=True)
-        x, x_test = ((part - mean) / np.where(std > 0, std, 1) for part in (x, x_test))
-        x_test = x_test * (std > 0)
-    return data._replace(x=jnp.asarray(x, jnp.float32), x_test=jnp.asarray(x_test, jnp.float32))
+        mean, std = images["x"].mean(1, keepdims=True), images["x"].std(1, keepdims=True)
+        images = {part: (x - mean) * (std > 0) / np.where(std > 0, std, 1) for part, x in images.items()}
+    return data._replace(**{part: jnp.asarray(x, jnp.float32) for part, x in images.items()})
 
 
 def factor(seed: int, how: str, size: float) -> np.ndarray:
     """What each of 64 pixels is multiplied by."""
     if how == "all alike":
         return np.full(64, size)
-    return 10.0 ** np.random.default_rng(seed).uniform(-size / 2, size / 2, 64)
+    return 10.0 ** np.random.default_rng([seed, 0, 1]).uniform(-size / 2, size / 2, 64)
 
 
 def report(record, networks, scales) -> None:
-    rates = sorted({row["rate"] for row in record.rows})
-
     def best(network: str, how: str, size: float) -> np.ndarray:
-        """Test accuracies of the seeds at the rate whose worst seed is best."""
-        find = lambda rate: record.values("accuracy", network=network, how=how, size=size, rate=rate)
-        return max(map(find, rates), key=lambda accuracy: (accuracy.min(), np.median(accuracy)))
+        """Test accuracies of the seeds at the rate whose worst seed is best on validation images."""
+        case = {"network": network, "how": how, "size": size}
+        rate = record.best("rate", "valid", score=lambda valid: (valid.min(), np.median(valid)), **case)
+        return record.values("accuracy", rate=rate, **case)
 
     alike = {n: np.stack([best(n, "all alike", float(s)) for s in scales]) for n in networks}
     sizes = [(0.0, "all alike", 1.0)] + [(float(d), "apart", float(d)) for d in DECADES[1:]]

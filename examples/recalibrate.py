@@ -77,7 +77,7 @@ def average(trees):
 
 def run(seed: int, rate: float, epochs: int, averaged: int, advance) -> dict[str, float]:
     """Test accuracy of the four networks."""
-    x, y, x_test, y_test = (part[0] for part in digits([seed]))
+    x, y, x_test, y_test = (part[0] for part in digits([seed])[:4])
     rng, steps = np.random.default_rng(seed), len(x) // BATCH_SIZE
     variables = Digits().init(jax.random.key(seed), x[:1], training=False)
     opt_state, ends = optax.sgd(rate, momentum=0.9).init(variables["params"]), []
@@ -120,37 +120,53 @@ def report(record, rates) -> None:
     columns = ("weights and statistics", *(f"rate {rate}" for rate in rates))
     record.table("test accuracy in percent: median (range)", columns, rows)
     medians = {key: float(np.median(values)) for key, values in percent.items()}
-    lost = [rate for rate in rates if medians["not measured", rate] < medians["last", rate]]
-    back = [rate for rate in rates if medians["recalibrated", rate] >= medians["last", rate]]
-    spoken = lambda good: "yes" if len(good) == len(rates) else f"at rate {', '.join(map(str, good))}" if good else "no"
     measured = "; ".join(f"rate {r}: {', '.join(f'{way} {medians[way, r]:.1f}' for way in WAYS)} %" for r in rates)
     record.claim(
         "Averaged weights lose accuracy with the running averages of the last ones",
         source="stochastic weight averaging, arXiv:1803.05407, section 3.2",
         measured=measured,
-        verdict=spoken(lost),
+        verdict=loses(medians, rates),
     )
     record.claim(
         "Recalibration gives it back",
         source="precise batch norm, arXiv:2105.07576, section 3",
         measured=measured,
-        verdict=("yes, " if set(lost) <= set(back) and lost else "not everywhere it was lost: ")
-        + (f"at rate {', '.join(map(str, lost))}" if lost else "nothing was lost")
-        + (
-            "; averaging the statistics too does"
-            if all(medians["averaged too", r] >= medians["last", r] for r in lost)
-            else ""
-        ),
+        verdict=gives_back(medians, rates),
     )
-    figure, axes = plt.subplots(1, len(rates), figsize=(4 * len(rates), 4), layout="constrained", squeeze=False)
+    draw(record, percent, medians, rates)
+
+
+def lost(medians: dict[tuple[str, float], float], rates) -> list[float]:
+    return [rate for rate in rates if medians["not measured", rate] < medians["last", rate]]
+
+
+def loses(medians, rates) -> str:
+    where = lost(medians, rates)
+    return "yes" if len(where) == len(rates) else f"at rate {', '.join(map(str, where))}" if where else "no"
+
+
+def gives_back(medians, rates) -> str:
+    where = lost(medians, rates)
+    if not where:
+        return "nothing was lost"
+    back, averaged = (
+        [rate for rate in where if medians[way, rate] >= medians["last", rate]]
+        for way in ("recalibrated", "averaged too")
+    )
+    verdict = f"{'yes,' if back == where else 'only'} at rate {', '.join(map(str, back))}" if back else "no"
+    return f"{verdict}; averaging the statistics too does" if averaged == where else verdict
+
+
+def draw(record, percent, medians, rates) -> None:
+    figure, axes = plt.subplots(1, len(rates), figsize=(4 * len(rates) + 1, 4), layout="constrained", squeeze=False)
     for rate, ax in zip(rates, axes[0], strict=True):
-        for values in zip(*(percent[way, rate] for way in WAYS), strict=True):
-            ax.plot(WAYS, values, "o-", color="gray", alpha=0.5, markersize=4)
+        seeds = ax.plot(WAYS, [percent[way, rate] for way in WAYS], "o-", color="gray", alpha=0.5, markersize=4)
+        seeds[0].set_label("a seed")
         ax.plot(WAYS, [medians[way, rate] for way in WAYS], "o-", color="#d55e00", linewidth=2, label="median")
         ax.set_title(f"rate {rate}")
         ax.tick_params(axis="x", rotation=20)
-    axes[0, 0].set_ylabel("test accuracy, %: every seed")
-    axes[0, 0].legend(loc="lower left")
+    axes[0, 0].set_ylabel("test accuracy, %")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
     record.picture(figure)
 
 

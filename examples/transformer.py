@@ -17,15 +17,16 @@ HEADS = 4
 
 
 def text(runs: int, context: int, train: int, test: int) -> Data:
-    """Windows of `context` characters, and the character after each; training and test windows share no text.
+    """Windows of `context` characters, and the character after each: to train on, to test and as many to validate.
 
-    The last tenth of the text is for testing. Windows are spread evenly over their part and the same for every run; in
-    random order, for neighbours are about the same things, and a batch should not be.
+    The last tenth of the text is for testing, the tenth before it for validation; the three share no text. Windows are
+    spread evenly over their part and the same for every run; in random order, for neighbours are about the same things,
+    and a batch should not be.
     """
     codes = np.searchsorted(ALPHABET, list(TEXT)).astype(np.int32)
-    border = len(codes) * 9 // 10
+    trained, validated, tested = np.split(codes, [len(codes) * 8 // 10, len(codes) * 9 // 10])
     parts = []
-    for part, count in ((codes[:border], train), (codes[border:], test)):
+    for part, count in ((trained, train), (tested, test), (validated, test)):
         starts = np.random.default_rng(0).permutation(np.linspace(0, len(part) - context - 1, count).astype(int))
         windows = part[starts[:, None] + np.arange(context + 1)]
         parts += [windows[:, :-1], windows[:, 1:]]

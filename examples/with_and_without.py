@@ -13,10 +13,10 @@ are used for nothing else. Seconds are steps times the time of one step of that 
 many epochs; evaluation is not counted. The norm's share of a step depends on the width of the layers, so width 500 is
 timed too.
 
-A factor is steps without over steps with the norm, on the same images and from the same weights: "yes" if its median is
-from 3 to 5, "less" and "more" beyond, "no" below 1.1; and not in every seed if one of them is below 1. Higher rates can
-be used if the highest at which all seeds get there is another of those eight. `--quick` leaves out the sigmoids and
-most rates.
+A factor is steps without over steps with the norm, on the same images, from the same weights and in the same batches:
+"yes" if its median is from 3 to 5, "less" and "more" beyond, "no" below 1.1; and not in every seed if one of them is
+below 1. Higher rates can be used if the highest at which all seeds get there is another of those eight. `--quick`
+leaves out the sigmoids and most rates.
 
 Lesson 2, experiment 1; lesson 4, benefits.
 """
@@ -59,12 +59,13 @@ def main() -> None:
 
 def trainer(network, norm, runs, steps, width=100) -> Trainer:
     activation, gain = NETWORKS[network]
+    seeds = [seed for seed, _ in runs]
     return Trainer(
         perceptron(norm, (64, width, width, width, 10), activation, gain=gain),
-        digits([seed for seed, _ in runs]),
+        digits(seeds),
         {"rate": jnp.array([rate for _, rate in runs], jnp.float32)},
+        seeds=seeds,
         batch_size=60,
-        seed=runs[0][0],
         steps=steps,
     )
 
@@ -118,14 +119,15 @@ def word(factors: np.ndarray) -> str:
 
 
 def report(record, found: Findings, cases, widths) -> None:
-    rows, faster = [], {"at the same learning rate": {}, "each at its own best learning rate": {}}
+    rows, chosen = [], {}
+    faster = {"at the same learning rate": {}, "each at its own best learning rate": {}}
     for network, _ in cases:
         own = {norm: found.best(network, norm) for norm in NORMS}
         for (how, factors), rates in zip(faster.items(), (dict.fromkeys(NORMS, own["none"]), own), strict=True):
             steps = {norm: found.steps(network, norm, rates[norm]) for norm in NORMS}
             fewer = steps["none"] / np.minimum(steps["batch"], 1e9)  # neither got there: infinity
             less = fewer * found.seconds(network, "none") / found.seconds(network, "batch")
-            factors[network] = fewer, less
+            factors[network], chosen[how, network] = (fewer, less), [f"{rates[norm]:.2g}" for norm in NORMS]
             for norm in NORMS:
                 time = 1e3 * found.seconds(network, norm) * np.median(steps[norm])
                 last = (middle(fewer), middle(less)) if norm == "batch" else ("", "")
@@ -139,7 +141,10 @@ def report(record, found: Findings, cases, widths) -> None:
     ]
     record.table("microseconds of a training step", ("network", "width", *NORMS), costs)
     for how, factors in faster.items():
-        measured = (f"{n}: {middle(f)} times fewer steps, {middle(s)} times less time" for n, (f, s) in factors.items())
+        measured = (
+            f"{n}, at {' and '.join(chosen[how, n])}: {middle(f)} times fewer steps, {middle(s)} times less time"
+            for n, (f, s) in factors.items()
+        )
         record.claim(
             f"Batch norm makes training 3 to 5 times faster, {how}",
             source="lesson 2, experiment 1",

@@ -168,7 +168,7 @@ def test_input_scale_is_forgotten_by_norms_and_by_feature_scaling(results):
 def test_memorizing_the_norm_gives_back_more_wrong_labels_at_every_rate(results):
     rows = {(row["norm"], row["seed"], row["rate"]): row["memorized"][-1] for row in results("memorizing")["rows"]}
     for (norm, seed, rate), value in rows.items():
-        assert 0 <= value < 0.4  # not learned from neighbours: six epochs are too few
+        assert 0 <= value < 0.4  # not learned from neighbours: four epochs are too few
         assert norm == "batch" or rows["batch", seed, rate] > value
 
 

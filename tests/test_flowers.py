@@ -234,6 +234,10 @@ def test_quick_run_leaves_rows_tables_claims_and_picture(tmp_path):
     for name in ("strategy", "no norms"):
         assert [r["seed"] for r in select(part="main", name=name)] == [5, 6]
     assert len(select(part="longer sweep")) == 4
+    for name in ("strategy", "no norms"):  # the same training of the same seed, chosen by images and reported by others
+        (reported,) = select(part="main", name=name, seed=5)
+        (choosing,) = select(part="sweep", seed=5, **{key: reported[key] for key in ("order", "optimizer", "rate")})
+        assert choosing["accuracy"] != reported["accuracy"]
     assert [r["seed"] for r in select(part="longer")] == [5, 6]
     assert len(select(part="ablation")) == 5 * 2
     assert len(results["tables"]) == 3
@@ -270,10 +274,24 @@ def test_errors_of_options(wrong, message):
 
 def test_load_needs_a_batch_of_photographs(classes):
     options = Namespace(data=classes, size=None, epochs=2, seed=0)
-    with pytest.raises(ValueError, match=r"64 images to learn from, one batch; got 12 in .*flowers"):
+    with pytest.raises(
+        ValueError, match=r"64 images to learn from, one batch; got 11 in .*flowers, and 1 for validation"
+    ):
         load(options)
-    for i in range(70):
+    for i in range(76):
         photograph(classes / "aster" / f"more{i}.png", COLORS[2])
     data, names = load(options)
-    assert data.x.shape == (60 + 1 + 8, 64, 64, 3)  # of 74 asters, 2 daisies and 10 roses a fifth is for testing
+    # Of 80 asters, 2 daisies and 10 roses a fifth is for testing; of the 73 others a tenth for choosing.
+    assert data.x.shape == (64 + 1 + 8 - 7, 64, 64, 3)
+    assert np.sort(np.concatenate([data.y, data.y_valid])).tolist() == [0] * 64 + [1] + [2] * 8
+    assert data.for_choosing().x_test is data.x_valid
+    assert data.for_choosing().y_test is data.y_valid
     assert len(names) == 3
+
+
+def test_generated_images_for_choosing_are_others():
+    options = Namespace(data=None, size=8, images=640, epochs=1, seed=5, quick=True)
+    data, _ = load(options)
+    assert data.x_valid.shape == data.x_test.shape == (200, 8, 8, 3)
+    every = np.concatenate([data.x, data.x_test, data.x_valid])
+    assert len(np.unique(every.round(3), axis=0)) == 640 + 2 * 200
