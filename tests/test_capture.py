@@ -442,6 +442,20 @@ def test_capture_under_vmap_and_of_convolutions():
     equal(y, captured["conv_general_dilated_0"].output)
 
 
+@pytest.mark.parametrize("implementation", ["xla", None])
+def test_a_norm_is_captured_by_what_it_normalizes_and_returns_not_by_its_statistics(implementation):
+    x = jax.random.normal(jax.random.key(0), (6, 5, 3)) * 2 + 1
+    state, scale, bias = jn.RunningStats.init(3), jnp.array([1.0, 2, 3]), jnp.array([4.0, 5, 6])
+
+    def model(x):
+        return jn.batch_norm(x, state, scale, bias, training=True, implementation=implementation)
+
+    (y, _), captured = capture(model, x)
+    assert list(captured) == ["standardize_0"]
+    np.testing.assert_array_equal(captured["standardize_0"].input, x)
+    np.testing.assert_array_equal(captured["standardize_0"].output, y)
+
+
 def test_layers_in_a_while_loop_are_not_seen_but_computed():
     def power(w, x):
         return jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] @ w), (0, x @ w))[1] @ w
