@@ -129,3 +129,35 @@ def test_modulate_is_film_and_adaptive_layer_norm(rng):
         np.testing.assert_allclose(np.asarray(out, np.float64), expected, rtol=2**-8, atol=1e-6)
     np.testing.assert_array_equal(jn.modulate(y, None, None), y)
     np.testing.assert_allclose(jn.modulate(wide.astype(np.float32), 2.0, 1.0), 2 * wide + 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("axis", [(0, 2), 1, (1, 2)], ids=str)
+@pytest.mark.parametrize("implementation", ["xla", None])
+def test_derivatives_flow_through_the_output_and_its_statistics(implementation, axis, center):
+    rng = np.random.default_rng(0)
+    draw = lambda shape: jnp.asarray(rng.normal(0.5, 1, shape), jnp.float32)
+    x = 2 * draw((4, 5, 6)) + 1
+    kept = np.delete(x.shape, axis)
+    scale, bias = draw(kept), draw(kept)
+
+    def ours(x, scale, bias):
+        options = {"axis": axis, "epsilon": 0.1, "center": center, "implementation": implementation}
+        y, m = jn.standardize(x, scale, bias, **options)
+        return y, m.mean, m.var
+
+    def formula(x, scale, bias):
+        mean = x.mean(axis, keepdims=True) * center
+        var = ((x - mean) ** 2).mean(axis, keepdims=True)
+        wide = lambda p: jnp.expand_dims(p, axis)
+        y = (x - mean) / jnp.sqrt(var + 0.1) * wide(scale) + wide(bias)
+        return y, mean.squeeze(axis), var.squeeze(axis)
+
+    values, pull = jax.vjp(ours, x, scale, bias)
+    expected, plain_pull = jax.vjp(formula, x, scale, bias)
+    cotangents = tuple(map(draw, (v.shape for v in expected)))
+    tangents = tuple(map(draw, (p.shape for p in (x, scale, bias))))
+    moved = [jax.jvp(f, (x, scale, bias), tangents)[1] for f in (ours, formula)]
+    for found, right in ((values, expected), (pull(cotangents), plain_pull(cotangents)), moved):
+        for a, b in zip(found, right, strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5)
