@@ -39,8 +39,10 @@ DTYPES = [
 ROWS = [((r, 1, 1, n), 1, True) for r, n in [(1, 1), (5, 1), (3, 2), (4, 3), (9, 17), (6, 1031), (2, 9001)]]
 ROWS += [((7, 1, 1, n), 1, False) for n in (1, 3, 17, 1031)]
 ROWS += [((3, 1, 4, 30), 5, True), ((2, 1, 3, 96), 48, False), ((3, 1, 5, 7), 1, True), ((6, 1, 1, 40), 8, True)]
+ROWS += [((3, 1, 19, 70), 1, True), ((1, 1, 50, 6), 1, False), ((2, 1, 17, 60), 20, True)]  # many sets of parameters
 COLUMNS = [((1, n, f, 1), 1, True) for n, f in [(2, 1), (100, 1), (131, 2), (50, 3), (97, 17), (5, 1031), (300, 64)]]
 COLUMNS += [((3, 20, 5, 1), 1, True), ((2, 33, 4, 6), 1, True), ((70, 2, 3, 2), 1, True), ((2, 9, 1, 17), 1, True)]
+COLUMNS += [((1, 3, 2, 5003), 1, True)]  # so wide that columns are shared out
 LARGE = [((100_000, 1, 1, n), 1, True) for n in (1, 3, 17)] + [
     ((1000, 1, 1, 1031), 1, True),
     ((9, 1, 1, 5000), 1, False),
@@ -126,10 +128,11 @@ def test_values_and_gradients(shape, repeat, center, dtype):
 
 
 @served
-@pytest.mark.parametrize("shape", [(5, 1, 1, 37), (2, 50, 3, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(5, 1, 1, 37), (2, 50, 3, 4), (2, 7, 3, 1), (1, 9, 48, 1)], ids=str)
 @pytest.mark.parametrize("want", [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)], ids=str)
-def test_what_is_not_wanted_is_none_and_changes_nothing(shape, want):
-    x, dy, _, factor, bias, epsilon = numbers(jnp.float32, shape, 1)
+def test_what_is_not_wanted_is_none_and_changes_nothing(shape, want, dtype):
+    x, dy, _, factor, bias, epsilon = numbers(dtype, shape, 1)
     statistics = cpu.measure(jnp.asarray(x))
     whole = cpu.backward(x, statistics, factor, epsilon, dy)
     part = cpu.backward(x, statistics, factor, epsilon, dy, want=tuple(map(bool, want)))
@@ -165,15 +168,16 @@ def test_a_residual_stream_is_added_before_and_its_gradient_after(rows, dtype):
 
 
 @served
-@pytest.mark.parametrize("n", [3, 1031, 5000])
+@pytest.mark.parametrize("center", [True, False], ids=["layer", "rms"])
+@pytest.mark.parametrize("n", [3, 70, 768, 1031, 5000])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
-def test_a_row_does_not_depend_on_the_others(n, dtype):
-    """In any bit: whatever their number, and so whatever the threads that share them and the place in memory."""
+def test_a_row_does_not_depend_on_the_others(n, dtype, center):
+    """In any bit: alone or with others at once, whatever the threads that share them and the place in memory."""
     rows = 300
     x, dy, _, factor, bias, epsilon = numbers(dtype, (rows, 1, 1, n), 1)
-    all_of = both_ways(x, factor, bias, epsilon, dy, repeat=1, center=True)
+    all_of = both_ways(x, factor, bias, epsilon, dy, repeat=1, center=center)
     for begin, end in [(7, 8), (1, 300), (0, 131)]:
-        some = both_ways(x[begin:end], factor, bias, epsilon, dy[begin:end], repeat=1, center=True)
+        some = both_ways(x[begin:end], factor, bias, epsilon, dy[begin:end], repeat=1, center=center)
         np.testing.assert_array_equal(some[0].y, all_of[0].y[begin:end])
         np.testing.assert_array_equal(some[1].dx, all_of[1].dx[begin:end])
 
@@ -319,7 +323,9 @@ def test_a_nan_whose_bits_are_all_ones_is_not_rounded_to_a_number(dtype):
 
 
 @served
-@pytest.mark.parametrize("shape", [(0, 1, 1, 5), (5, 1, 1, 0), (0, 4, 3, 2), (2, 0, 3, 2), (2, 4, 0, 2)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(0, 1, 1, 5), (5, 1, 1, 0), (0, 4, 3, 2), (2, 0, 3, 2), (2, 4, 0, 2), (2, 4, 3, 0)], ids=str
+)
 def test_empty_arrays(shape):
     x, parameter = np.zeros(shape, np.float32), np.ones(shape[2] * shape[3], np.float32)
     out, gradients = both_ways(x, parameter, parameter, np.float32(1), x, repeat=1, center=True)

@@ -191,18 +191,14 @@ def test_a_forced_path_is_taken_or_refused(rng):
 # -- many devices ------------------------------------------------------------------------------------------------------
 
 GRID = {
-    "rows": ("layer", P("d"), P(), 1),
-    "rows on two axes": ("layer", P("d", "m"), P(), 2),
-    "rms": ("rms", P("d"), P(), 1),
-    "samples": ("group", P("d"), P(), 1),
-    "instances": ("instance", P("d"), P(), 1),
-    "features": ("batch", P(None, None, None, "d"), P("d"), 0),
-    "a batch": (
-        "batch",
-        P("d"),
-        P(),
-        3,
-    ),  # the sum; then squares and what rounding left; dscale and dbias are those of dx
+    "rows": ("layer", P("data"), P(), 1),
+    "rows on two axes": ("layer", P("data", "model"), P(), 2),
+    "rms": ("rms", P("data"), P(), 1),
+    "samples": ("group", P("data"), P(), 1),
+    "instances": ("instance", P("data"), P(), 1),
+    "features": ("batch", P(None, None, None, "data"), P("data"), 0),
+    # The sum; then squares and what rounding left; dscale and dbias are those of dx.
+    "a batch": ("batch", P("data"), P(), 3),
 }
 
 
@@ -218,7 +214,7 @@ FEW = {"rows", "features", "a batch"}
 @pytest.mark.parametrize("case", [c if c in FEW else pytest.param(c, marks=pytest.mark.full) for c in GRID])
 def test_sharded_jit_gathers_nothing_and_sums_parameters_once(case, kind, path, rng):
     name, spec, parameter_spec, reductions = GRID[case]
-    mesh = jax.make_mesh((4, 2), ("d", "m"), axis_types=(kind,) * 2)
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
     put = lambda a, spec: jax.device_put(a, NamedSharding(mesh, spec))
     x, dy = arrays(rng, (8, 4, 5, 8), (8, 4, 5, 8))
     scale, bias = arrays(rng, (8,), (8,))
@@ -237,6 +233,24 @@ def test_sharded_jit_gathers_nothing_and_sums_parameters_once(case, kind, path, 
     assert sums <= reductions
     if path == "cpu" and case != "a batch":  # of which the formulas sum over devices
         assert "jaxnorm_" in text
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_one_entry_of_a_parameter_to_a_device_is_not_one_for_all(axis, path, rng):
+    """Parameters with all of x's dimensions: their share on a device has none that is more than 1."""
+    mesh = jax.make_mesh((8,), ("data",))
+    x, dy = arrays(rng, (16, 8), (16, 8))
+    scale, bias = arrays(rng, (1, 8), (1, 8)) if axis == 0 else arrays(rng, (16, 1), (16, 1))
+    sharded = jax.device_put(x, NamedSharding(mesh, P(None, "data")))
+
+    @jax.jit
+    def gradients(x, scale, bias, dy):
+        f = lambda *args: jn.standardize(*args, axis=axis, epsilon=0.1, implementation=path)[0]
+        return jax.vjp(f, x, scale, bias)[1](dy)
+
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-6, atol=1e-4)
+    jax.tree.map(close, gradients(sharded, scale, bias, dy), gradients(x, scale, bias, dy))
 
 
 def test_a_jax_that_cannot_divide_kernels_is_reported_once(monkeypatch):

@@ -147,7 +147,7 @@ def test_derivatives_flow_through_the_output_and_its_statistics(implementation, 
         return y, m.mean, m.var
 
     def formula(x, scale, bias):
-        mean = x.mean(axis, keepdims=True) * center
+        mean = x.mean(axis, keepdims=True) * float(center)
         var = ((x - mean) ** 2).mean(axis, keepdims=True)
         wide = lambda p: jnp.expand_dims(p, axis)
         y = (x - mean) / jnp.sqrt(var + 0.1) * wide(scale) + wide(bias)

@@ -4,9 +4,10 @@
 // features come first). `Columns`: x[outer, space, kept, inner], statistics over space and inner (batch, ghost batch,
 // group and instance norm whose features come last). Each has a forward and a backward pass.
 //
-// Statistics are as good as those of jaxnorm/rules/: squares are of deviations from a first mean, of some of the numbers,
-// that lies near; sums of a few thousand numbers are merged by Chan's formula in double precision; the mean is carried as
-// mean + residual. Every sum is relative to a first number of its own set, so that a constant set gives exactly zero.
+// Statistics are as good as those of jaxnorm/rules/: squares are of deviations from a first mean, of some of the
+// numbers, that lies near; sums of a few thousand numbers are merged by Chan's formula in double precision; the mean is
+// carried as mean + residual. A first mean is relative to a first number of its set, so that a constant set gives
+// exactly zero.
 //
 // Work is cut into chunks by shape alone and merged in their order: no result depends on the number of threads.
 // Half precision is widened in registers. The part below `JAXNORM_ISA` is compiled once for each instruction set: this
@@ -45,7 +46,8 @@ struct float16 {
 class Workers {
  public:
   // Waking a thread costs as much as it normalizes in the same time: small inputs stay on the caller's.
-  Workers(ffi::ThreadPool* pool, int64_t bytes) : pool_(pool), threads_(bytes < kWorthWaking ? 1 : pool->num_threads()) {}
+  Workers(ffi::ThreadPool* pool, int64_t bytes)
+      : pool_(pool), threads_(bytes < kWorthWaking ? 1 : pool->num_threads()) {}
 
   int64_t threads() const { return threads_; }
 
@@ -112,7 +114,7 @@ struct ColumnsArguments {
 
 }  // namespace jaxnorm
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(JAXNORM_BASELINE)
+#if defined(__x86_64__) && !defined(__clang__) && __GNUC__ >= 12 && !defined(JAXNORM_BASELINE)
 #define JAXNORM_MULTIVERSION
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4")
@@ -164,8 +166,8 @@ ffi::Error rows_forward(ffi::ThreadPool pool, In x, In added, In factor, In bias
   return kernel(a);
 }
 
-ffi::Error rows_backward(ffi::ThreadPool pool, In x, In factor, In epsilon, In dy, In dh, Out dx, Out dfactor, Out dbias,
-                         bool center, int64_t kept, int64_t repeat) {
+ffi::Error rows_backward(ffi::ThreadPool pool, In x, In factor, In epsilon, In dy, In dh, Out dx, Out dfactor,
+                         Out dbias, bool center, int64_t kept, int64_t repeat) {
   static const auto kernel = KERNEL(rows_backward);
   RowsArguments a{Workers(&pool, 3 * x.size_bytes()), x.element_type()};
   a.rows = x.dimensions()[0], a.n = x.dimensions()[1], a.kept = kept, a.repeat = repeat, a.center = center;
@@ -489,7 +491,8 @@ struct Moments {
     if (count == 0) return {{0}, {0}, {1}};  // as an untouched state
     const W rounded = static_cast<W>(origin + mean);
     const double var = squares / count;
-    return {{rounded}, {static_cast<W>(mean - (static_cast<double>(rounded) - origin))}, {static_cast<W>(var < 0 ? 0 : var)}};
+    const double residual = mean - (static_cast<double>(rounded) - origin);
+    return {{rounded}, {static_cast<W>(residual)}, {static_cast<W>(var < 0 ? 0 : var)}};
   }
 };
 
@@ -500,7 +503,7 @@ constexpr int64_t kLong = 1536;                 // where a row and its parameter
 constexpr int64_t kSegment = 4096;              // numbers summed in x's precision; they stay in the first cache
 
 // Of each row: a first mean, and the sums of the deviations from it and of their squares. That mean, g, is of an eighth
-// of the row, of which (g - mean)^2 <= 8 var is certain: squares lose no digits to it.
+// of the row, of which (g - mean)^2 <= 7 var is certain: whatever the numbers, squares lose three bits to it at most.
 template <class W, int kRows>
 struct Deviations {
   W mean[kRows], sum[kRows], squares[kRows];
@@ -576,7 +579,8 @@ struct Scaling {
   W inverse[kRows], shift[kRows];
 
   Scaling(const Statistics<W, kRows>& s, W epsilon) {
-    for (int k = 0; k < kRows; ++k) inverse[k] = 1 / std::sqrt(s.var[k] + epsilon), shift[k] = -s.residual[k] * inverse[k];
+    for (int k = 0; k < kRows; ++k) inverse[k] = 1 / std::sqrt(s.var[k] + epsilon);
+    for (int k = 0; k < kRows; ++k) shift[k] = -s.residual[k] * inverse[k];
   }
 };
 
@@ -592,7 +596,8 @@ class Parameters {
 
   Array<W> Placed(const void* given, W otherwise) const {
     Array<W> all(size(), otherwise);
-    for (int64_t k = 0; given && k < kept_; ++k) arrange<Order>(pointer<W>(given) + k * count_, count_, &all[k * size_]);
+    for (int64_t k = 0; given && k < kept_; ++k)
+      arrange<Order>(pointer<W>(given) + k * count_, count_, &all[k * size_]);
     return all;
   }
 
@@ -737,7 +742,8 @@ template <class T, bool kShared>
 void forward_rows(const RowsArguments& a) {
   using W = Wide<T>;
   const Parameters<T, kShared> parameters(a);
-  const auto factor = parameters.Placed(a.factor, 1), bias = parameters.Placed(a.bias, 0);
+  const auto factor = a.y ? parameters.Placed(a.factor, 1) : Array<W>();
+  const auto bias = a.y ? parameters.Placed(a.bias, 0) : Array<W>();
   const int64_t chunk = ceil_div(kGrain, 4 * std::max<int64_t>(a.n, 1)) * 4;
   a.workers.Run(ceil_div(a.rows, chunk), [&](int64_t c) {
     rows<kTogether<T, kShared>>(c * chunk, std::min(a.rows, (c + 1) * chunk), [&](auto some, int64_t r) {
@@ -751,21 +757,28 @@ void backward_rows(const RowsArguments& a) {
   using W = Wide<T>;
   const Parameters<T, kShared> parameters(a);
   const auto factor = parameters.Placed(a.factor, 1);
-  const int64_t some_rows = std::max({int64_t{8}, ceil_div(a.rows, 64), kGrain / std::max<int64_t>(a.n, 1)});
-  const int64_t chunk = ceil_div(some_rows, 4) * 4, chunks = ceil_div(a.rows, chunk);
-  const int64_t size = parameters.size();
-  Array<W> dfactor(a.dfactor ? chunks * size : 0), dbias(a.dbias ? chunks * size : 0);
+  // A task has some of the rows and sums of its own, or, of many sets of parameters, some with all of their rows.
+  const bool by_set = a.kept >= 16;
+  const int64_t turns = by_set ? a.rows / a.kept : 1, rows_of_turn = by_set ? a.kept : a.rows;
+  const int64_t least = by_set ? 1 : 8 * a.kept, numbers = std::max<int64_t>(a.n * turns, 1);
+  const int64_t chunk = ceil_div(std::max({least, ceil_div(rows_of_turn, 64), kGrain / numbers}), 4) * 4;
+  const int64_t chunks = ceil_div(rows_of_turn, chunk), parts = by_set ? 1 : chunks, size = parameters.size();
+  Array<W> dfactor(a.dfactor ? parts * size : 0), dbias(a.dbias ? parts * size : 0);
   a.workers.Run(chunks, [&](int64_t c) {
-    rows<kTogether<T, kShared>>(c * chunk, std::min(a.rows, (c + 1) * chunk), [&](auto some, int64_t r) {
-      backward_some<T, kShared, some.value>(a, r, parameters, factor.data(), a.dfactor ? &dfactor[c * size] : nullptr,
-                                            a.dbias ? &dbias[c * size] : nullptr);
-    });
+    W* own_dfactor = a.dfactor ? &dfactor[by_set ? 0 : c * size] : nullptr;
+    W* own_dbias = a.dbias ? &dbias[by_set ? 0 : c * size] : nullptr;
+    for (int64_t turn = 0; turn < turns; ++turn) {
+      const int64_t from = turn * rows_of_turn, end = from + std::min(rows_of_turn, (c + 1) * chunk);
+      rows<kTogether<T, kShared>>(from + c * chunk, end, [&](auto some, int64_t r) {
+        backward_some<T, kShared, some.value>(a, r, parameters, factor.data(), own_dfactor, own_dbias);
+      });
+    }
   });
-  const auto add = [&](const Array<W>& parts, void* sum) {
+  const auto add = [&](const Array<W>& of, void* sum) {
     if (!sum) return;
     Array<W> all(size, W{0});
-    for (int64_t c = 0; c < chunks; ++c)
-      for (int64_t p = 0; p < size; ++p) all[p] += parts[c * size + p];
+    for (int64_t c = 0; c < parts; ++c)
+      for (int64_t p = 0; p < size; ++p) all[p] += of[c * size + p];
     parameters.Restore(all, pointer<W>(sum));
   };
   add(dfactor, a.dfactor);
@@ -795,35 +808,37 @@ class Slab {
  public:
   explicit Slab(const ColumnsArguments& a) : a_(a), features_(a.kept * a.inner) {
     fold_ = 1;
-    if (features_ < 16 * L) while (fold_ * features_ < 4 * L || (fold_ * features_ % L && fold_ < L)) ++fold_;
+    if (features_ < 16 * L) while (fold_ * features_ < 4 * L || fold_ * features_ % L) ++fold_;
     width_ = fold_ * features_;
     padded_ = padded<T>(width_);
     rows_ = a.space / fold_;
     rest_ = a.space % fold_;
     chunk_ = std::max({int64_t{64}, ceil_div(rows_, 64), 2 * kGrain / width_});
     chunks_ = std::max<int64_t>(1, ceil_div(rows_, chunk_));
+    strip_ = ceil_div(width_, std::clamp<int64_t>(width_ / (4 * kTile), 1, ceil_div(64, chunks_)) * kTile) * kTile;
+    strips_ = ceil_div(width_, strip_);
     first_.resize(chunks_ * padded_);
     second_.resize(chunks_ * padded_);
-    for (auto* p : {&origin_, &mean_, &residual_, &var_, &factor_, &bias_, &scale_, &slope_, &shift_}) p->resize(padded_);
-    std::fill_n(factor_.begin(), features_, W{1});
+    for (auto* p : {&origin_, &mean_, &residual_, &var_, &factor_, &bias_, &scale_, &slope_, &shift_})
+      p->resize(padded_);
+    std::fill(factor_.begin(), factor_.end(), W{1});
     if (a.factor) arrange<T>(pointer<W>(a.factor), features_, factor_.data());
     if (a.bias) arrange<T>(pointer<W>(a.bias), features_, bias_.data());
   }
 
-  static int64_t chunks(const ColumnsArguments& a) { return a.space * a.kept * a.inner / (2 * kGrain); }
+  static int64_t tasks(const ColumnsArguments& a) { return a.space * a.kept * a.inner / (2 * kGrain); }
 
   void Forward(int64_t o, const Workers& workers) {
     W* statistics[] = {pointer<W>(a_.mean), pointer<W>(a_.residual), pointer<W>(a_.var)};
     for (auto& p : statistics) p += o * a_.kept;
-    if (a_.space == 0) {
-      for (int i = 0; i < 3; ++i) std::fill_n(statistics[i], a_.kept, i == 2 ? W{1} : W{0});
-      return;
-    }
     x_ = pointer<T>(a_.x) + o * a_.space * features_;
     for (int64_t f = 0; f < features_; ++f) origin_[place<T>(f)] = jaxnorm::JAXNORM_ISA::first(x_ + f);
     spread(origin_);
-    workers.Run(chunks_, [&](int64_t c) { moments(c, &first_[c * padded_], &second_[c * padded_]); });
+    pieces(workers, [&](int64_t c, int64_t from, int64_t to) {
+      moments(c, from, to, &first_[c * padded_], &second_[c * padded_]);
+    });
     merge_chunks();
+    if (a_.inner > 1) workers.Run(a_.kept, [&](int64_t g) { group(g * a_.inner, (g + 1) * a_.inner); });
     conclude();
     for (int64_t g = 0; g < a_.kept; ++g) {
       const int64_t at = place<T>(g * a_.inner);
@@ -853,7 +868,6 @@ class Slab {
 
   // Adds to dfactor and dbias, of `padded<T>(features)` each.
   void Backward(int64_t o, const Workers& workers, double* dfactor, double* dbias) {
-    if (a_.space == 0) return;
     x_ = pointer<T>(a_.x) + o * a_.space * features_;
     dy_ = pointer<T>(a_.dy) + o * a_.space * features_;
     for (int64_t f = 0; f < features_; ++f) {
@@ -863,7 +877,9 @@ class Slab {
       var_[at] = pointer<W>(a_.var)[from];
     }
     spread(mean_);
-    workers.Run(chunks_, [&](int64_t c) { sums(c, &first_[c * padded_], &second_[c * padded_]); });
+    pieces(workers, [&](int64_t c, int64_t from, int64_t to) {
+      sums(c, from, to, &first_[c * padded_], &second_[c * padded_]);
+    });
     add_chunks();
     const double share = 1.0 / (a_.space * a_.inner);
     const W epsilon = *pointer<W>(a_.epsilon);
@@ -875,11 +891,13 @@ class Slab {
       first_[j] *= factor_[j], second_[j] = factor_[j] * xhat;
     }
     if (!a_.dx) return;
-    for (int64_t g = 0; g < a_.kept && a_.inner > 1; ++g) {
-      double sum = 0, product = 0;
-      for (int64_t f = g * a_.inner; f < (g + 1) * a_.inner; ++f) sum += first_[place<T>(f)], product += second_[place<T>(f)];
-      for (int64_t f = g * a_.inner; f < (g + 1) * a_.inner; ++f) first_[place<T>(f)] = sum, second_[place<T>(f)] = product;
-    }
+    if (a_.inner > 1)
+      workers.Run(a_.kept, [&](int64_t g) {
+        double sum = 0, product = 0;
+        const int64_t begin = g * a_.inner, end = begin + a_.inner;
+        for (int64_t f = begin; f < end; ++f) sum += first_[place<T>(f)], product += second_[place<T>(f)];
+        for (int64_t f = begin; f < end; ++f) first_[place<T>(f)] = sum, second_[place<T>(f)] = product;
+      });
     for (int64_t j = 0; j < features; ++j) {
       const W inverse = scale_[j];
       slope_[j] = -static_cast<W>(second_[j] * share) * inverse * inverse;
@@ -909,16 +927,26 @@ class Slab {
     for (int64_t f = features_; f < width_; ++f) p[place<T>(f)] = p[place<T>(f - features_)];
   }
 
-  // f(first row, how many, first column, how many): blocks of one chunk, tile by tile.
+  // f(chunk of rows, first column, last): of few and wide rows the columns are shared out too. `backwards` begins with
+  // the last, which are still in a cache from the pass before.
   template <class F>
-  INLINE void blocks(int64_t c, F f) const {
-    const int64_t end = std::min(rows_, (c + 1) * chunk_);
-    for (int64_t column = 0; column < width_; column += kTile)
-      for (int64_t row = c * chunk_; row < end; row += kBlock)
-        f(row, std::min(kBlock, end - row), column, std::min(kTile, width_ - column));
+  INLINE void pieces(const Workers& workers, F f, bool backwards = false) const {
+    workers.Run(chunks_ * strips_, [&](int64_t i) {
+      const int64_t piece = backwards ? chunks_ * strips_ - 1 - i : i, from = piece % strips_ * strip_;
+      f(piece / strips_, from, std::min(width_, from + strip_));
+    });
   }
 
-  // Near the mean, so that squares around it lose no digits to its distance; of equal numbers that very number.
+  // f(first row, how many, first column, how many): blocks of one piece, tile by tile.
+  template <class F>
+  INLINE void blocks(int64_t c, int64_t from, int64_t to, F f) const {
+    const int64_t end = std::min(rows_, (c + 1) * chunk_);
+    for (int64_t column = from; column < to; column += kTile)
+      for (int64_t row = c * chunk_; row < end; row += kBlock)
+        f(row, std::min(kBlock, end - row), column, std::min(kTile, to - column));
+  }
+
+  // Near the mean, so that squares around it lose few bits to its distance; of equal numbers that very number.
   template <class P>
   INLINE V guess(const T* x, int64_t count, P part) const {
     const V one = load(x, part);
@@ -928,11 +956,11 @@ class Slab {
     return one + sum * (W{1} / some);
   }
 
-  void moments(int64_t c, double* __restrict mean, double* __restrict squares) const {
-    std::fill(mean, mean + padded_, 0);
-    std::fill(squares, squares + padded_, 0);
+  void moments(int64_t c, int64_t from, int64_t to, double* __restrict mean, double* __restrict squares) const {
+    std::fill(mean + from, mean + padded<T>(to), 0);
+    std::fill(squares + from, squares + padded<T>(to), 0);
     alignas(64) W shift[kTile], sum[kTile], square[kTile];
-    blocks(c, [&](int64_t row, int64_t count, int64_t column, int64_t columns) __attribute__((always_inline)) {
+    const auto block = [&](int64_t row, int64_t count, int64_t column, int64_t columns) __attribute__((always_inline)) {
       const T* x = x_ + row * width_ + column;
       const bool begins = row == c * chunk_;
       const int64_t all = padded<T>(columns);
@@ -963,14 +991,15 @@ class Slab {
         merge(mean[column + j], squares[column + j], (static_cast<double>(shift[j]) - origin_[column + j]) + m,
               square[j] - s * m, share, weight);
       }
-    });
+    };
+    blocks(c, from, to, block);
   }
 
-  void sums(int64_t c, double* __restrict gradient, double* __restrict product) const {
-    std::fill(gradient, gradient + padded_, 0);
-    std::fill(product, product + padded_, 0);
+  void sums(int64_t c, int64_t from, int64_t to, double* __restrict gradient, double* __restrict product) const {
+    std::fill(gradient + from, gradient + padded<T>(to), 0);
+    std::fill(product + from, product + padded<T>(to), 0);
     alignas(64) W sum[kTile], dot[kTile];
-    blocks(c, [&](int64_t row, int64_t count, int64_t column, int64_t columns) __attribute__((always_inline)) {
+    const auto block = [&](int64_t row, int64_t count, int64_t column, int64_t columns) __attribute__((always_inline)) {
       const int64_t at = row * width_ + column, all = padded<T>(columns);
       each<T>(columns, [&] LANES {
         put<T>(sum + j, V{});
@@ -992,7 +1021,8 @@ class Slab {
         });
       });
       for (int64_t j = 0; j < all; ++j) gradient[column + j] += sum[j], product[column + j] += dot[j];
-    });
+    };
+    blocks(c, from, to, block);
   }
 
   // f(rows at a time, first row)
@@ -1046,7 +1076,6 @@ class Slab {
 
   // Statistics of every feature: its own, or its group's.
   void conclude() {
-    for (int64_t g = 0; g < a_.kept && a_.inner > 1; ++g) group(g * a_.inner, (g + 1) * a_.inner);
     const int64_t features = padded<T>(features_);
     const double share = 1.0 / (static_cast<double>(a_.space) * a_.inner);
     for (int64_t j = 0; j < features; ++j) {
@@ -1075,19 +1104,22 @@ class Slab {
     }
   }
 
-  // f(given(column), place in the slab, whole or part): last rows first, since they are still in a cache.
+  // f(given(column), place in the slab, whole or part)
   template <class Given, class G, class F>
   INLINE void backwards(const Workers& workers, G given, F f) const {
-    workers.Run(chunks_, [&](int64_t i) {
-      const int64_t c = chunks_ - 1 - i, begin = c * chunk_, end = std::min(rows_, begin + chunk_), width = width_;
-      if (i == 0) each<T>(rest_ * features_, [&] LANES { f(given(j), rows_ * width + j, part); });
+    const int64_t width = width_;
+    each<T>(rest_ * features_, [&] LANES { f(given(j), rows_ * width + j, part); });
+    const auto piece = [&](int64_t c, int64_t from, int64_t to) {
+      const int64_t begin = c * chunk_, end = std::min(rows_, begin + chunk_);
       if (width == 4 * L)
         narrow<Given, 4>(begin, end, given, f);
       else if (width == 8 * L && sizeof(Given) == 3 * sizeof(V) && !kHalf<T>)
         narrow<Given, 8>(begin, end, given, f);
       else
-        for (int64_t row = begin; row < end; ++row) each<T>(width, [&] LANES { f(given(j), row * width + j, part); });
-    });
+        for (int64_t row = begin; row < end; ++row)
+          each<T>(to - from, [&] LANES { f(given(from + j), row * width + from + j, part); });
+    };
+    pieces(workers, piece, true);
   }
 
   // Rows of so few vectors that what is given for them stays in registers.
@@ -1100,7 +1132,7 @@ class Slab {
   }
 
   const ColumnsArguments& a_;
-  int64_t features_, fold_, width_, padded_, rows_, rest_, chunk_, chunks_;
+  int64_t features_, fold_, width_, padded_, rows_, rest_, chunk_, chunks_, strip_, strips_;
   const T *x_ = nullptr, *dy_ = nullptr;
   Array<double> first_, second_;  // of each chunk: moments or sums
   Array<W> origin_, mean_, residual_, var_, factor_, bias_, scale_, slope_, shift_;
@@ -1109,12 +1141,12 @@ class Slab {
 // f(slab, outer, workers, part): many slabs side by side, or few with their rows side by side; `part` of at most 64.
 template <class T, class F>
 void slabs(const ColumnsArguments& a, F f) {
-  if (a.outer == 0 || a.kept * a.inner == 0) return;
+  if (a.outer * a.space * a.kept * a.inner == 0) return;
   const int64_t each_part = ceil_div(a.outer, 64), parts = ceil_div(a.outer, each_part);
   const auto some = [&](Slab<T>& slab, int64_t part, const Workers& workers) {
     for (int64_t o = part * each_part; o < std::min(a.outer, (part + 1) * each_part); ++o) f(slab, o, workers, part);
   };
-  if (parts >= a.workers.threads() || Slab<T>::chunks(a) <= parts) {
+  if (parts >= a.workers.threads() || Slab<T>::tasks(a) <= parts) {
     a.workers.Run(parts, [&](int64_t part) {
       Slab<T> slab(a);
       some(slab, part, alone());
@@ -1127,6 +1159,8 @@ void slabs(const ColumnsArguments& a, F f) {
 
 template <class T>
 void forward_columns(const ColumnsArguments& a) {
+  for (int64_t i = 0; a.space * a.inner == 0 && i < a.outer * a.kept; ++i)  // as an untouched state
+    pointer<Wide<T>>(a.mean)[i] = pointer<Wide<T>>(a.residual)[i] = 0, pointer<Wide<T>>(a.var)[i] = 1;
   slabs<T>(a, [&](Slab<T>& slab, int64_t o, const Workers& workers, int64_t) { slab.Forward(o, workers); });
 }
 

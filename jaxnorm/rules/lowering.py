@@ -120,7 +120,10 @@ def _divided(here: Callable, names_in: list[str], names_out: list[str]) -> Calla
             spec = [() if s is None else s if isinstance(s, tuple) else (s,) for s in spec]
             spec += [()] * (len(x.shape) - len(spec))
             sizes = [math.prod(mesh.shape[n] for n in names) for names in spec]
-            return tuple(names if n % size == 0 else () for names, n, size in zip(spec, x.shape, sizes, strict=True))
+            whole = [
+                n % size or (n == size and a in own) for a, (n, size) in enumerate(zip(x.shape, sizes, strict=True))
+            ]
+            return tuple(() if undivided else names for names, undivided in zip(spec, whole, strict=True))
 
         def specs(names: Iterable[str], arrays, places: Places):
             return [PartitionSpec(*_places(n, a.shape, places, norm)) for n, a in zip(names, arrays, strict=True)]
@@ -148,6 +151,9 @@ def _divided(here: Callable, names_in: list[str], names_out: list[str]) -> Calla
 
         call = custom_partitioning(lambda *flat: tuple(here(*flat, **static)))
         results = jax.eval_shape(lambda *flat: tuple(here(*flat, **static)), *flat)
+        # One entry to a device: its share of such a gradient would look as if it served all.
+        gradients = [r for n, r in zip(names_out, results, strict=True) if n in PARAMETERS and r.ndim == x.ndim]
+        own = {a for r in gradients for a, n in enumerate(r.shape) if n > 1}
         rule = " -> ".join(
             ", ".join(
                 _factors(n, a.shape, x.ndim, norm, f"{side}{i}")
@@ -186,6 +192,6 @@ def _factors(name: str, shape, ndim: int, norm: Norm, own: str) -> str:
 
 def _share(mesh, like, spec):
     """What a device holds of it."""
-    spec = [() if s is None else s for s in spec]
+    spec = [() if s is None else s if isinstance(s, tuple) else (s,) for s in spec]
     shape = tuple(n // math.prod(mesh.shape[name] for name in s) for n, s in zip(like.shape, spec, strict=True))
     return jax.ShapeDtypeStruct(shape, like.dtype)
