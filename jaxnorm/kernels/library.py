@@ -40,7 +40,7 @@ def _missing() -> str | None:
     if switch == "off":
         return f"switched off by the environment ({SWITCH}=off)"
     if not build.LIBRARY.exists():
-        return f"not built when jaxnorm was installed, for want of a C++ compiler or XLA's headers. {AGAIN}"
+        return f"not built when jaxnorm was installed: no C++ compiler, one that failed, or no headers of XLA. {AGAIN}"
     reason = _misfit(build) or _register(build.LIBRARY)
     if reason:
         warnings.warn(f"jaxnorm: {build.LIBRARY} is not used: {reason}. {AGAIN}", RuntimeWarning, stacklevel=3)
