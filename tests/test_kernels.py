@@ -2,7 +2,7 @@
 
 Under sanitizers (they report to the terminal and end the process):
 
-    python -m jaxnorm.kernels.build --sanitize
+    python -m jaxnorm.kernels.build --sanitize --only avx2
     export ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)"
     pytest -o addopts= -s tests/test_kernels.py
     unset LD_PRELOAD; python -m jaxnorm.kernels.build
