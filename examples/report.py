@@ -3,12 +3,15 @@
     python examples/report.py [--run] [--collect] [NAME ...]
 
 Without options: README.md from examples/results/, which is under version control. `--collect` first takes the newest
-results and pictures from runs/, if they are of finished runs with the programs' own settings; `--run` first runs the experiments themselves (NAME: only these), one after the other.
+results and pictures from runs/, if they are of finished runs with the programs' own settings; `--run` first runs the
+experiments themselves (NAME: only these), one after the other.
 
 In README.md and examples/README.md a comment `<!-- claims NAME ... -->` is followed by the table of these experiments'
 claims, `<!-- evidence NAME -->` by an experiment's tables and claims, and so on; what stands before `<!-- end -->` is
-replaced; so is the time behind an experiment's command. The pictures of the README come from the same runs: `--run` ends with the page of `distributions.py`, the
-picture of who shares statistics, and, where Chromium is installed, a photograph of the page."""
+replaced, and so is the time behind an experiment's command. The pictures of the README come from the same runs: `--run`
+ends with the page of `distributions.py`, the picture of who shares statistics, and, where Chromium is installed, a
+photograph of the page.
+"""
 
 import argparse
 import json
