@@ -7,6 +7,7 @@ runs/<name>/results.json after every run, whatever happens next.
 import argparse
 import contextlib
 import json
+import math
 import os
 import platform
 import time
@@ -28,14 +29,17 @@ from matplotlib.figure import Figure
 # Apart for colour-blind eyes.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f", "#8c510a")
 CONSOLE = Console()
+HIGHEST_SEED = 10**9  # leaves room below 2**32, where some generators end, for the seeds that are made from it
 
 
-def at_least(low: int) -> Callable[[str], int]:
-    """For `type=` of an option: a whole number that is no smaller."""
+def at_least(low: int, most: float = math.inf) -> Callable[[str], int]:
+    """For `type=` of an option: a whole number that is no smaller, and no larger than `most`."""
 
     def number(text: str) -> int:
         if int(text) < low:
             raise argparse.ArgumentTypeError(f"must be at least {low}; got {text}")
+        if int(text) > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most}; got {text}")
         return int(text)
 
     return number
@@ -50,7 +54,7 @@ def options(
     least: int = 1,
     extend: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
 ) -> argparse.Namespace:
-    """The options every experiment has, and its own; `--quick` leaves two seeds.
+    """The options every experiment has, and its own; `--quick` leaves two seeds. `changed` are those not the default.
 
     epochs: the default of `--epochs`, passes over the images, at `least` so many; None for programs without it.
     """
@@ -60,13 +64,14 @@ def options(
     if epochs is not None:
         parser.add_argument("--epochs", type=at_least(least), default=epochs, help="passes over the images")
     extend(parser)
-    parser.add_argument("--seed", type=at_least(0), default=0, help="the first seed: of splits, weights and batches")
-    parser.add_argument("--seeds", type=at_least(1), default=seeds, help="how many seeds, at most 1000")
+    seed, count = at_least(0, HIGHEST_SEED), at_least(1, 1000)  # from 1000 on they are for tuning
+    parser.add_argument("--seed", type=seed, default=0, help="the first seed: of splits, weights and batches")
+    parser.add_argument("--seeds", type=count, default=seeds, help="how many seeds, at most 1000")
     parser.add_argument("--output", type=Path, default=Path("runs") / name, help="folder for results and picture")
     parser.add_argument("--quick", action="store_true", help="two seeds, little training: does it run?")
     chosen = parser.parse_args()
-    if chosen.seeds > 1000:  # from there on they are for tuning
-        parser.error(f"--seeds must be at most 1000; got {chosen.seeds}")
+    settings = [(key, value) for key, value in vars(chosen).items() if key != "output"]
+    chosen.changed = [f"--{key.replace('_', '-')}" for key, value in settings if value != parser.get_default(key)]
     if chosen.quick:
         chosen.seeds = min(chosen.seeds, 2)
     return chosen
@@ -109,11 +114,13 @@ class Record:
             "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
             "machine": machine(),
             "seconds": 0.0,
+            "finished": False,
             "rows": [],
             "tables": [],
             "claims": [],
         }
         self._start, self._begun = time.perf_counter(), False
+        self._lines: list[str] = []  # rows as text; each is written out once, however often the file is saved
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -132,13 +139,26 @@ class Record:
         self.save()
 
     def _put_aside(self) -> None:
-        """What an earlier run left stays until there is something new, and then as before.json and before.png."""
+        """What an earlier run left stays until there is something new, and then as before.json and before.png.
+
+        A run that was quick or interrupted gives way instead, so that it cannot push out one that was finished.
+        """
         if self._begun:
             return
         self._begun = True
+        gives_way = self._gives_way()
         for old, aside in (("results.json", "before.json"), (f"{self.name}.png", "before.png")):
-            if (self.folder / old).exists():
+            if gives_way:
+                (self.folder / old).unlink(missing_ok=True)
+            elif (self.folder / old).exists():
                 (self.folder / old).replace(self.folder / aside)
+
+    def _gives_way(self) -> bool:
+        try:
+            there = json.loads((self.folder / "results.json").read_text())
+            return there["settings"]["quick"] or not there["finished"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return False  # nothing, or not known to be of no use
 
     def values(self, key: str, **where: Any) -> np.ndarray:
         """One column of the rows that have these values."""
@@ -178,9 +198,11 @@ class Record:
         if not self.rows:
             return
         self.content["seconds"] = round(time.perf_counter() - self._start, 1)
+        self._lines += [json.dumps(row) for row in self.rows[len(self._lines) :]]
+        others = json.dumps({key: value for key, value in self.content.items() if key != "rows"})
         path = self.folder / "results.json"
         part = path.with_suffix(".part")
-        part.write_text(json.dumps(self.content, indent=1))
+        part.write_text(f'{others[:-1]}, "rows": [\n' + ",\n".join(self._lines) + "\n]}\n")
         part.replace(path)  # never half a file
 
 
@@ -197,6 +219,7 @@ def recording(name: str, options: argparse.Namespace, steps: int) -> Iterator[Re
         record = Record(name, options, advance)
         try:
             yield record
+            record.content["finished"] = True
         except KeyboardInterrupt:
             CONSOLE.print(f"Interrupted: {len(record.rows)} finished runs are kept.")
         record.save()

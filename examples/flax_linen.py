@@ -9,8 +9,7 @@ checkpoint and goes on too. Both should end alike, and an image's logits should 
 Leaves `results.json` (every number), a picture and the checkpoint `halfway` in runs/flax_linen/. flax_nnx.py is the
 same program, line for line where the idioms allow: `diff -y examples/flax_linen.py examples/flax_nnx.py`.
 
-Measured on two cores of an AMD EPYC, jax 0.10.2, flax 0.12.8, seeds 0 to 7, 450 test images: 98.0% to 99.1%. The
-restored run always ended in the same bits; one at a time, logits differed by at most 1.3e-5, no answer did. 15 s.
+tests/test_examples.py asks for 97% of the test images, the same bits after restoring, the same answers one at a time.
 """
 
 import argparse
@@ -177,6 +176,8 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.quick:
         options.epochs = 2
+    if not 0 <= options.seed <= 10**9:
+        parser.error(f"--seed must be from 0 to {10**9}; got {options.seed}")
     if options.epochs < 2:
         parser.error(f"--epochs must be at least 2, to have a middle; got {options.epochs}")
     options.checkpoint = options.output.absolute() / "halfway"  # Orbax takes absolute paths only

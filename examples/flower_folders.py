@@ -100,7 +100,8 @@ def _read(files: list[Path], size: int) -> np.ndarray:
     for i, path in enumerate(track(files, "reading photographs", transient=True)):
         try:
             with Image.open(path) as image:
-                images[i] = np.asarray(ImageOps.fit(image.convert("RGB"), (size, size)), np.float32) / 255
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+                upright = ImageOps.exif_transpose(image).convert("RGB")
+                images[i] = np.asarray(ImageOps.fit(upright, (size, size)), np.float32) / 255
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's for a broken PNG
             raise ValueError(f"--data: every image must be readable; {path} is not: {error}.") from error
     return images

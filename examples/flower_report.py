@@ -1,21 +1,17 @@
-"""What the flower challenge's rows say: tables, verdicts, picture.
+"""What the flower challenge's rows say: tables and verdicts.
 
-Not a program. `helps` holds the rule by which a choice mattered.
+Not a program. The rules are functions of their own, and stand in words in `flowers.py`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from experiment import COLORS
-from matplotlib import pyplot as plt
+from flower_picture import NO_NORMS, PATIENT, STRATEGY, picture
 
 NONE = "no difference"
 USABLE = 0.9  # of the network's best accuracy
-
-
-STRATEGY = {"part": "main", "name": "strategy"}  # the rows of its seeds
-NO_NORMS = {"part": "main", "name": "no norms"}
-PATIENT = {"part": "longer"}
+FASTER = 1.1  # times less time
 
 
 class Change(NamedTuple):
@@ -29,12 +25,11 @@ class Change(NamedTuple):
 
 def report(record, data, names, *, target: float, longer: int, ablations, averages: tuple[str, ...]) -> None:
     """`ablations` are choices and their alternatives; `averages` are statistics to judge by, the strategy's first."""
-    decades = _rates(record)
-    _compare(record, target, longer, decades)
+    _compare(record, target, longer, _rates(record))
     _fold(record)
     changes = _changes(record, ablations, averages)
     _answer(record, target, _choices(record, changes))
-    _picture(record, data, names, target, changes)
+    picture(record, data, names, target, _by_name(record), changes)
 
 
 def _steps(record, **where) -> np.ndarray:
@@ -57,14 +52,21 @@ def _rates(record) -> dict[str, float]:
     """Decades of usable rates, by network."""
     rows, decades = [], {}
     for name, (rates, final) in _by_name(record).items():
-        good = rates[final >= USABLE * final.max()]
-        decades[name] = float(np.log10(good.max() / good.min()))
-        span = f"{good.min():.2g} to {good.max():.2g}"
+        good = usable(rates, final)
+        decades[name] = (len(good) - 1) / 2  # rates are half a decade apart
         best = rates[final.argmax()]
-        edge = {rates.min(): ", the lowest tried", rates.max(): ", the highest tried"}.get(best, "")
-        rows.append((name, span, f"{decades[name]:.1f}", f"{best:.2g}{edge}", f"{final.max():.1%}"))
-    columns = ("network", f"rates with {USABLE:.0%} of its best", "decades", "best rate", "accuracy there")
-    record.table("tuning: one seed at every learning rate, by validation images", columns, rows)
+        ends = {rates.min(): "the lowest tried", rates.max(): "the highest tried"}
+        span = " to ".join(f"{rate:.2g}" + (f" ({ends[rate]})" if rate in ends else "") for rate in (good[0], good[-1]))
+        rows.append((name, len(rates), span, f"{decades[name]:.1f}", f"{best:.2g}", f"{final.max():.1%}"))
+    columns = (
+        "network",
+        "rates tried",
+        f"rates with {USABLE:.0%} of its best",
+        "decades",
+        "best rate",
+        "accuracy there",
+    )
+    record.table("tuning, by validation images: one seed at every learning rate", columns, rows)
     return decades
 
 
@@ -73,6 +75,7 @@ def _compare(record, target: float, longer: int, decades: dict[str, float]) -> N
     steps = {name: _steps(record, **where) for name, where in groups.items()}
     arrived = {name: f"{np.isfinite(values).sum()} of {len(values)}" for name, values in steps.items()}
     spikes = {name: _spikes(record, **where) for name, where in groups.items()}
+    seeds = {name: len(values) for name, values in steps.items()}
     rows, seconds = [], {}
     for name, where in groups.items():
         seconds[name] = np.array([np.inf if v is None else v for v in record.values("seconds_to_target", **where)])
@@ -80,7 +83,15 @@ def _compare(record, target: float, longer: int, decades: dict[str, float]) -> N
         final = _span(record.values("final", **where), "{:.1%}")
         how = f"{optimizer}, {rate:.2g}"
         rows.append(
-            (name, how, arrived[name], _span(steps[name]), _span(seconds[name], "{:.1f}"), final, f"{spikes[name]:.1f}")
+            (
+                name,
+                how,
+                arrived[name],
+                _span(steps[name]),
+                _span(seconds[name], "{:.1f}"),
+                final,
+                f"{spikes[name].max():.2f}",
+            )
         )
     goal = f"{target:.0%}"
     columns = (
@@ -92,48 +103,88 @@ def _compare(record, target: float, longer: int, decades: dict[str, float]) -> N
         "accuracy",
         "worst spike, nats",
     )
-    record.table("each network at its best: median and range of the seeds", columns, rows)
+    counts = f"{seeds['strategy']} seeds, with more epochs {min(seeds.values())}"
+    record.table(f"each network at its best: median and range of {counts}", columns, rows)
     record.claim(
         "Batch norm gives the fastest training",
         source="lesson 1, the flower challenge",
         measured=f"steps (and seconds) to {goal}: "
         + "; ".join(f"{name}: {_span(steps[name])} ({_span(seconds[name], '{:.1f}')})" for name in groups),
-        verdict=_faster(
-            *([float(np.median(taken)) for taken in times.values()] for times in (steps, seconds)),
-        ),
+        verdict=_faster(*(list(taken.values()) for taken in (steps, seconds))),
     )
     tuned = max(value for name, value in decades.items() if name != "strategy")
     better = {
-        "seeds that converge in these epochs": np.isfinite(steps["strategy"]).mean()
-        > np.isfinite(steps["no norms"]).mean(),
-        "loss spikes": spikes["strategy"] < spikes["no norms"],
+        "seeds that converge in these epochs": more_converge(steps["strategy"], steps["no norms"]),
+        "loss spikes": calmer(spikes["strategy"], spikes["no norms"]),
         "usable rates": decades["strategy"] > tuned,
     }
-    won, lost = ([name for name, good in better.items() if bool(good) == wanted] for wanted in (True, False))
+    lower = np.sum(spikes["strategy"] < spikes["no norms"])
     record.claim(
         "Batch norm gives the most stable training",
         source="lesson 1, the flower challenge",
         measured=f"seeds that converge: {arrived['strategy']} with it, {arrived['no norms']} without; worst rise of a "
-        f"batch's loss {spikes['strategy']:.2f} and {spikes['no norms']:.2f} nats; usable learning rates "
-        f"{decades['strategy']:.1f} decades, and {tuned:.1f} for the most tolerant network without",
-        verdict="yes" if not lost else f"in {', '.join(won)}; not in {', '.join(lost)}" if won else "no",
+        f"batch's loss {spikes['strategy'].max():.2f} and {spikes['no norms'].max():.2f} nats, lower with it in "
+        f"{lower} seeds; usable rates {decades['strategy']:.1f} decades, and {tuned:.1f} for the most tolerant network "
+        "without",
+        verdict=stable(better),
     )
 
 
-def _spikes(record, **where) -> float:
-    return max(np.inf if value is None else value for value in record.values("spike", **where))
+def _by_name(record) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Rates in increasing order and the accuracies there, by network."""
+    found = {}
+    for name in dict.fromkeys(row["name"] for row in record.rows if row["part"] == "sweep"):
+        rates, final = (record.values(key, part="sweep", name=name) for key in ("rate", "final"))
+        found[name] = (np.sort(rates), final[np.argsort(rates)])
+    return found
 
 
-def _faster(steps: list[float], seconds: list[float]) -> str:
-    """Medians, the strategy's first, then those without norms at several budgets of epochs: the fastest counts."""
-    if not np.isfinite(steps[0]):
+def _spikes(record, **where) -> np.ndarray:
+    return np.array([np.inf if value is None else value for value in record.values("spike", **where)])
+
+
+def usable(rates: np.ndarray, final: np.ndarray) -> np.ndarray:
+    """Of increasing rates those around the best that are good enough, as far as there is no hole."""
+    bad, best = np.flatnonzero(final < USABLE * final.max()), final.argmax()
+    first, last = max(bad[bad < best], default=-1) + 1, min(bad[bad > best], default=len(rates))
+    return rates[first:last]
+
+
+def more_converge(steps: np.ndarray, others: np.ndarray) -> bool:
+    """A quarter of the seeds more."""
+    return bool(np.isfinite(steps).mean() - np.isfinite(others).mean() >= 0.25)
+
+
+def calmer(spikes: np.ndarray, others: np.ndarray) -> bool:
+    """In three of four seeds."""
+    return bool(np.mean(spikes < others) >= 0.75)
+
+
+def stable(better: dict[str, bool]) -> str:
+    won, lost = ([name for name, good in better.items() if good == wanted] for wanted in (True, False))
+    return "yes" if not lost else f"in {', '.join(won)}; not in {', '.join(lost)}" if won else "no"
+
+
+def _faster(steps: Sequence, seconds: Sequence) -> str:
+    """By seed: the strategy's, then those without norms at several budgets of epochs, of the first so many seeds."""
+    if not np.isfinite(np.median(steps[0])):
         return "not reached in these epochs"
-    if not np.isfinite(min(steps[1:])):
+    if not any(np.isfinite(other).any() for other in steps[1:]):
         return "yes: without norms it is not reached at all"
-    ratio, time = min(steps[1:]) / steps[0], min(seconds[1:]) / seconds[0]
-    fewer = f"{ratio:.1f} times fewer steps" if ratio > 1 else f"{1 / ratio:.1f} times more steps"
-    less = f"{time:.1f} times less time" if time > 1 else f"{1 / time:.1f} times more time"
-    return f"{'yes' if time > 1 else 'no'}, {fewer}, {less}"
+    ratio, time = (min(_times(taken[0], other) for other in taken[1:]) for taken in (steps, seconds))
+    if time in (0, np.inf):
+        return f"{'yes: without norms' if time else 'no: with them'} most of the seeds compared do not reach it"
+    answer = "yes, " if time >= FASTER else "no, " if time * FASTER <= 1 else "no difference: "
+    fewer = f"{max(ratio, 1 / ratio):.1f} times {'fewer' if ratio >= 1 else 'more'} steps"
+    return f"{answer}{fewer}, {max(time, 1 / time):.1f} times {'less' if time >= 1 else 'more'} time"
+
+
+def _times(taken, other) -> float:
+    """How many times longer the other takes: the median over the seeds that both have; a tie where neither arrives."""
+    other = np.atleast_1d(np.asarray(other, float))
+    taken = np.atleast_1d(np.asarray(taken, float))[: len(other)]
+    neither = np.isinf(taken) & np.isinf(other)
+    return float(np.median(np.divide(other, taken, where=~neither, out=np.ones(len(other)))))
 
 
 # -- the strategy's choices -------------------------------------------------------------------------------------------
@@ -164,6 +215,14 @@ def helps(gain: np.ndarray | None, noise: float) -> int:
     return next((sign for sign in (1, -1) if np.all(sign * gain > 0) and sign * np.median(gain) > noise), 0)
 
 
+def matters(accuracy: int, speed: int) -> str:
+    """Signs, as `helps` gives them."""
+    words = {1: ["more accurate"], -1: ["less accurate"]}.get(accuracy, [])
+    words = words + {1: ["faster"], -1: ["slower"]}.get(speed, [])
+    answer = {1: "yes: ", -1: "no: ", 0: "both: "}[int(np.sign(accuracy + speed))]
+    return answer + " and ".join(words) if words else NONE
+
+
 def _fold(record) -> None:
     """For inference; the one that comes out has no norm."""
     found = record.values("folded", **STRATEGY)
@@ -174,9 +233,14 @@ def _fold(record) -> None:
         source="the strategy in examples/flowers.py",
         measured=f"largest difference of logits {gap.max():.1g} of the largest logit, different answers "
         f"{answers.sum()}; time of inference times {middle:.2f} ({low:.2f} to {high:.2f})",
-        verdict=("the same answers" if answers.sum() == 0 else "not the same answers")
-        + (", faster" if high < 1 else ", slower" if low > 1 else ", no faster here"),
+        verdict=same(answers.sum(), low, high),
     )
+
+
+def same(answers: int, low: float, high: float) -> str:
+    """How many answers differ, and the range of the times that inference takes."""
+    faster = "faster" if high < 1 else "slower" if low > 1 else "no faster here"
+    return f"{'the same answers' if answers == 0 else 'not the same answers'}, {faster}"
 
 
 def _choices(record, changes: list[Change]) -> dict[str, str]:
@@ -187,11 +251,7 @@ def _choices(record, changes: list[Change]) -> dict[str, str]:
     )
     rows, verdicts = [], {}
     for change in changes:
-        accuracy, speed = helps(change.accuracy, noise[0]), helps(change.saved, noise[1])
-        words = {1: ["more accurate"], -1: ["less accurate"]}.get(accuracy, [])
-        words = words + {1: ["faster"], -1: ["slower"]}.get(speed, [])
-        verdict = {1: "yes: ", -1: "no: ", 0: "both: "}[int(np.sign(accuracy + speed))] + " and ".join(words)
-        verdict = verdict if words else NONE
+        verdict = matters(helps(change.accuracy, noise[0]), helps(change.saved, noise[1]))
         points = f"{_span(100 * change.accuracy, '{:+.1f}')}"
         saved = "the same training" if change.saved is None else _span(change.saved, "{:+.0f}", "without end")
         verdicts[f"{change.choice} (not {change.instead})"] = verdict
@@ -202,8 +262,10 @@ def _choices(record, changes: list[Change]) -> dict[str, str]:
             measured=f"accuracy gained {points} points; steps to the target saved: {saved}",
             verdict=verdict,
         )
+    count = min(len(change.accuracy) for change in changes)
     record.table(
-        "the strategy's choices, each changed alone",
+        f"the strategy's choices, each changed alone (the order also at another rate): median and range of {count} "
+        "seeds; of momentum and recalibration, which change no training, of all seeds",
         ("choice", "instead", "accuracy gained, points", "steps saved", "does it matter?"),
         rows,
     )
@@ -211,6 +273,18 @@ def _choices(record, changes: list[Change]) -> dict[str, str]:
 
 
 def _answer(record, target: float, verdicts: dict[str, str]) -> None:
+    steps, final = _steps(record, **STRATEGY), record.values("final", **STRATEGY)
+    record.claim(
+        "Which strategy for 10,000 flowers in batches of 64?",
+        source="lesson 1, the question at its end",
+        measured=f"the whole strategy: {np.isfinite(steps).sum()} of {len(steps)} seeds reach {target:.0%}, after "
+        f"{_span(steps)} steps; {_span(100 * final, '{:.1f}')}% at the end",
+        verdict=what_mattered(verdicts),
+    )
+
+
+def what_mattered(verdicts: dict[str, str]) -> str:
+    """By choice and its alternative."""
     # An order of layers that differs at one rate and not at a lower one allows the higher rate, no more.
     tuned = {choice.split(" (not")[0] for choice, v in verdicts.items() if "at 0.3 of the rate" in choice and v == NONE}
     kept = [choice for choice, verdict in verdicts.items() if verdict.startswith(("yes", "both"))]
@@ -218,67 +292,5 @@ def _answer(record, target: float, verdicts: dict[str, str]) -> None:
         f"{c.split(' (not')[0]}, for the higher rate it allows" if c.split(" (not")[0] in tuned else c for c in kept
     ]
     against = [choice for choice, verdict in verdicts.items() if verdict.startswith("no:")]
-    steps, final = _steps(record, **STRATEGY), record.values("final", **STRATEGY)
-    verdict = f"what mattered: {'; '.join(kept) or 'none of the choices'}"
-    record.claim(
-        "Which strategy for 10,000 flowers in batches of 64?",
-        source="lesson 1, the question at its end",
-        measured=f"the whole strategy: {np.isfinite(steps).sum()} of {len(steps)} seeds reach {target:.0%}, after "
-        f"{_span(steps)} steps; {_span(100 * final, '{:.1f}')}% at the end",
-        verdict=verdict + (f"; better without: {'; '.join(against)}" if against else ""),
-    )
-
-
-# -- picture ----------------------------------------------------------------------------------------------------------
-
-
-def _picture(record, data, names, target: float, changes: list[Change]) -> None:
-    figure = plt.figure(figsize=(12, 7.5), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(2.6, 1))
-    curves, rates, choices = upper.subplots(1, 3, width_ratios=(1.2, 1, 1))
-    _draw_curves(record, curves, target)
-    for (name, row), marker in zip(_by_name(record).items(), "os^", strict=True):
-        color = COLORS[0] if name == STRATEGY["name"] else COLORS[1]
-        rates.plot(*row, color=color, marker=marker, markersize=4, label=name, linewidth=1)
-    rates.set(xscale="log", xlabel="highest learning rate", ylabel="accuracy at the end", title="every learning rate")
-    rates.set_ylim(0, 1.3)  # room for the legend
-    rates.legend(fontsize="small", loc="upper left")
-    for place, change in enumerate(reversed(changes)):
-        choices.plot(100 * change.accuracy, np.full(len(change.accuracy), place), "o", color=COLORS[0], alpha=0.4)
-    labels = [f"{change.choice},\nnot {change.instead}" for change in reversed(changes)]
-    choices.set_yticks(range(len(changes)), labels, fontsize="small")
-    choices.set_xscale("symlog", linthresh=1)
-    choices.axvline(0, color="gray", linewidth=0.8)
-    choices.set(xlabel="points of accuracy gained", title="each choice, seed by seed")
-    choices.xaxis.set_major_formatter("{x:g}")
-    shown = range(min(10, len(names)))
-    for axes, (row, label) in zip(
-        lower.subplots(2, len(shown)).flat, [(row, label) for row in range(2) for label in shown], strict=True
-    ):
-        found = np.flatnonzero(data.y == label)
-        axes.imshow(data.x[found[min(row, len(found) - 1)]])
-        axes.axis("off")
-        if row == 0:
-            axes.set_title(names[label], fontsize="small")
-    record.picture(figure)
-    plt.close(figure)
-
-
-def _by_name(record) -> dict[str, tuple]:
-    names = dict.fromkeys(row["name"] for row in record.rows if row["part"] == "sweep")
-    return {name: tuple(record.values(key, part="sweep", name=name) for key in ("rate", "final")) for name in names}
-
-
-def _draw_curves(record, axes, target: float) -> None:
-    groups = (
-        (STRATEGY, COLORS[0], "-", "strategy"),
-        (NO_NORMS, COLORS[1], "-", "no norms"),
-        (PATIENT, COLORS[1], "--", "no norms, more epochs"),
-    )
-    for where, color, line, label in groups:
-        steps, accuracy = record.values("steps", **where)[0], record.values("accuracy", **where)
-        axes.fill_between(steps, accuracy.min(0), accuracy.max(0), color=color, alpha=0.2, linewidth=0)
-        axes.plot(steps, np.median(accuracy, 0), color=color, linestyle=line, label=label)
-    axes.axhline(target, color="gray", linewidth=0.8)
-    axes.set(xlabel="steps of 64 images", ylabel="test accuracy", title="median and range of the seeds")
-    axes.legend(fontsize="small", loc="lower right")
+    better = f"; better without: {'; '.join(against)}" if against else ""
+    return f"what mattered: {'; '.join(kept) or 'none of the choices'}{better}"

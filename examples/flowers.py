@@ -14,21 +14,30 @@ The strategy (Flax Linen, norms from `jaxnorm.linen`, code in `flower_network.py
 - At the end the running statistics are thrown away and pooled anew by `jn.recalibrate`, for the weights that remain.
 - For inference the norms are folded into their convolutions (`jaxnorm.fold`): the same network without any norm.
 
-Every choice is changed alone and run with the first three seeds. It mattered if all seeds agree and the median change
-exceeds the standard deviation of the strategy's seeds. Momentum and recalibration do not touch training, so each run
-keeps several averages of its own and is judged with each of them.
+Every choice is changed alone and run with the first three seeds; norm and ReLU also change places at 0.3 of the rate. A
+choice mattered if all seeds agree and the median change exceeds the standard deviation of the strategy's seeds.
+Momentum and recalibration do not touch training, so each run keeps several averages of its own and is judged with each
+of them.
 
-Both networks are tuned on validation images, as many as test images (of photographs a tenth of what there is to learn
-from), and reported on the test images: the best learning rate is the one with the fewest steps to 95%, or else with the
-highest accuracy. The strategy has one seed at each of five rates. The network without norms has four for each of two
-ways to train: SGD and Adam, from He's weights; the best rate of each gets two more seeds, and the highest median
+All are tuned on validation images, as many as test images (of photographs a tenth of what there is to learn from), and
+reported on the test images: the best learning rate is the one with the fewest steps to 95%, or else with the highest
+accuracy. The strategy and two ways to train without norms, SGD and Adam from He's weights, have one seed at each of the
+same five rates (Adam's are a hundredth), half a decade apart, and on beyond an end that is the best or usable, while
+there are rates in the list. The best rate of each way without norms gets two more seeds, and the highest median
 accuracy wins. All of this has as many epochs as the runs that follow. As they are few for it, the network without norms
-is tuned again with twice the epochs, each way at its best rate and at 0.3 of it, and the best gets three seeds.
+is tuned again with twice the epochs, each way at its best rate and those beside it, on while the best is at an end, and
+the best gets three seeds.
 
 A seed decides weights and batches; the images are drawn once, by `--seed`. It converges if its network reaches 95% of
 the test images before its epochs are over. A spike is how far the loss of a batch rises above the median of the 20
 before it. A learning rate is usable if it reaches nine tenths of the network's best accuracy (on validation images, as
-all of the tuning).
+all of the tuning); the range of usable rates is the unbroken one around the best.
+
+Verdicts (`flower_report.py`): the strategy is compared with a network without norms seed by seed, in the seeds that
+both have (a seed in which neither arrives is a tie). It is faster if the median over these seeds is at least 1.1 times
+less time than without norms at either number of epochs, and slower the other way around. It is more stable in seeds
+that converge if a quarter of the seeds more do, in spikes if they are lower in three of four seeds, and in usable rates
+if its range is longer, by half a decade or more, than that of each way without norms.
 
 Images are generated (`flower_images.py`), or your own: `--data FOLDER` takes a folder of class folders, or Oxford 102
 Flowers as published (jpg/, imagelabels.mat, setid.mat). Leaves results.json and flowers.png in runs/flowers/. Source:
@@ -44,17 +53,17 @@ from experiment import options, recording
 from flower_folders import photographs
 from flower_images import SPECIES, flowers
 from flower_network import BATCH, MOMENTA, Choices, Data, accuracy, folded, recalibrated, train
-from flower_report import report
+from flower_report import USABLE, report
 
 TARGET = 0.95
 PAIRED = 3  # seeds of each ablation
 FEW = 3  # seeds of whatever else is not the main comparison
 LONGER = 2  # times the epochs, for the network without norms
+BESIDE = 3  # rates that its longer runs try at first: the best, the next lower and the next higher
 WINDOW = 20  # batches that a spike is compared with
-RATES = (0.03, 0.1, 0.3, 1.0, 3.0)  # of SGD; Adam's are a hundredth
-TRIED = 4  # of them, without norms
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # of SGD; Adam's are a hundredth
+TRIED = RATES[2:7]  # at first
 VALID = 10  # of photographs to learn from, every tenth is for validation
-SLOWER = (1.0, 0.3)  # times the best rate, for longer runs
 
 STRATEGY = Choices()
 WITHOUT = {
@@ -110,13 +119,14 @@ def main() -> None:
         raise SystemExit(f"flowers: {error}") from None
     epochs = 1 if chosen.quick else chosen.epochs
     seeds = range(chosen.seed, chosen.seed + chosen.seeds)
-    rates, few, paired = RATES[1:4] if chosen.quick else RATES, seeds[:FEW], seeds[:PAIRED]
-    tuning = len(rates) + len(WITHOUT) * (len(rates[:TRIED]) + len(few) - 1 + len(SLOWER))
+    rates, tried = (TRIED[1:4], TRIED[1:4]) if chosen.quick else (RATES, TRIED)
+    few, paired = seeds[:FEW], seeds[:PAIRED]
+    tuning = len(tried) + len(WITHOUT) * (len(tried) + len(few) - 1 + BESIDE)
     with recording("flowers", chosen, tuning + 2 * len(seeds) + len(few) + len(ABLATIONS) * len(paired)) as record:
         do, choose = (partial(measure, record, images) for images in (data, data.for_choosing()))
         for name, choices in {"strategy": STRATEGY, **WITHOUT}.items():
-            for tried in at(rates if name == "strategy" else rates[:TRIED], choices):
-                choose(tried, epochs, chosen.seed, part="sweep", name=name)
+            what = {"part": "sweep", "name": name}
+            sweep(record, choose, choices, rates, tried, level=USABLE, epochs=epochs, seed=chosen.seed, **what)
         strategy = best(record, part="sweep", name="strategy")
         finalists = [best(record, part="sweep", name=name) for name in WITHOUT]
         for name, finalist in zip(WITHOUT, finalists, strict=True):
@@ -127,9 +137,8 @@ def main() -> None:
             do(strategy, epochs, seed, part="main", name="strategy")
             do(without, epochs, seed, part="main", name="no norms")
         for name, finalist in zip(WITHOUT, finalists, strict=True):
-            for part in SLOWER:
-                tried = finalist._replace(rate=part * finalist.rate)
-                choose(tried, epochs * LONGER, chosen.seed, part="longer sweep", name=name)
+            what = {"part": "longer sweep", "name": name, "epochs": epochs * LONGER, "seed": chosen.seed}
+            sweep(record, choose, finalist, rates, beside(finalist, rates), level=1.0, **what)
         patient = best(record, part="longer sweep")
         for seed in few:
             do(patient, epochs * LONGER, seed, part="longer", name="no norms")
@@ -139,14 +148,46 @@ def main() -> None:
         report(record, data, names, target=TARGET, longer=LONGER, ablations=list(ABLATIONS), averages=AVERAGES)
 
 
-def at(rates: Sequence[float], choices: Choices) -> list[Choices]:
-    return [choices._replace(rate=rate / 100 if choices.optimizer == "adam" else rate) for rate in rates]
+def at(rate: float, choices: Choices) -> Choices:
+    return choices._replace(rate=rate / 100 if choices.optimizer == "adam" else rate)
+
+
+def beside(choices: Choices, rates: Sequence[float]) -> Sequence[float]:
+    """The rate of these choices, and the next lower and higher one."""
+    place = [at(rate, choices).rate for rate in rates].index(choices.rate)
+    return rates[max(0, place - 1) : place + 2]
+
+
+def sweep(record, choose, choices: Choices, rates, tried, *, level: float, epochs: int, seed: int, **what) -> None:
+    """One seed at each of the rates `tried`, and on beyond their ends as `beyond` says."""
+    found = {}
+    waiting = list(tried)
+    while waiting:
+        rate = waiting.pop(0)
+        choose(at(rate, choices), epochs, seed, **what)
+        found[rate] = standing(record.rows[-1])
+        waiting = waiting or beyond(rates, found, level)
+
+
+def beyond(rates: Sequence[float], found: dict[float, tuple[float, float]], level: float) -> list[float]:
+    """The rate after an end of those tried that is the best of them or has `level` of the best accuracy, if any."""
+    best, most = max(found, key=found.__getitem__), max(accuracy for _, accuracy in found.values())
+    for end, step in ((min(found), -1), (max(found), 1)):
+        after = rates.index(end) + step
+        if 0 <= after < len(rates) and (end == best or found[end][1] >= level * most):
+            return [rates[after]]
+    return []
+
+
+def standing(row) -> tuple[float, float]:
+    """Larger is better: the steps to the target, fewest first, then the accuracy."""
+    return -(row["steps_to_target"] or np.inf), row["final"]
 
 
 def best(record, **where) -> Choices:
     """The choices that reach the target first, or else come closest, of these rows."""
     rows = [row for row in record.rows if all(row.get(key) == value for key, value in where.items())]
-    row = max(rows, key=lambda row: (-(row["steps_to_target"] or np.inf), row["final"]))
+    row = max(rows, key=standing)
     return Choices(**{key: row[key] for key in Choices._fields})
 
 

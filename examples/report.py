@@ -3,12 +3,15 @@
     python examples/report.py [--run] [--collect] [NAME ...]
 
 Without options: README.md from examples/results/, which is under version control. `--collect` first takes the newest
-results and pictures from runs/; `--run` first runs the experiments themselves (NAME: only these), one after the other.
+results and pictures from runs/, if they are of finished runs with the programs' own settings; `--run` first runs the
+experiments themselves (NAME: only these), one after the other.
 
 In README.md and examples/README.md a comment `<!-- claims NAME ... -->` is followed by the table of these experiments'
 claims, `<!-- evidence NAME -->` by an experiment's tables and claims, and so on; what stands before `<!-- end -->` is
-replaced. The pictures of the README come from the same runs: `--run` ends with the page of `distributions.py`, the
-picture of who shares statistics, and, where Chromium is installed, a photograph of the page."""
+replaced, and so is the time behind an experiment's command. The pictures of the README come from the same runs: `--run`
+ends with the page of `distributions.py`, the picture of who shares statistics, and, where Chromium is installed, a
+photograph of the page.
+"""
 
 import argparse
 import json
@@ -39,9 +42,10 @@ def results() -> dict[str, dict]:
 
 
 def measured_with(content: dict) -> str:
-    machine, settings = content["machine"], content["settings"]
-    seeds = f"{settings['seeds']} seeds, median and range" if "seeds" in settings else "one run"
-    return f"{machine['device']}, Python {machine['python']}, jax {machine['jax']}, {machine['date']}; {seeds}"
+    """Machine and versions. How many seeds stand behind a number its table says."""
+    machine = content["machine"]
+    versions = f"Python {machine['python']}, jax {machine['jax']}, jaxnorm {machine['jaxnorm']}"
+    return f"{machine['device']}, {versions}, {machine['date']}"
 
 
 def medians(text: str) -> str:
@@ -60,7 +64,7 @@ def claims(found: dict[str, dict], names: list[str]) -> str:
         if not claim["source"].startswith("the strategy in ")
     ]
     table = markdown(("claim", "verdict", "measured: medians", "who says so", "program"), rows)
-    machines = sorted({measured_with(content).split(";")[0] for _, content in listed})
+    machines = sorted({measured_with(content) for _, content in listed})
     return (
         f"{table}\n\nEach by `python examples/<program>.py`. Measured on {'; '.join(machines)}. The ranges over seeds "
         "are in [examples/README.md](examples/README.md#what-was-measured)."
@@ -82,7 +86,8 @@ def answer(content: dict) -> str:
 
 def tables(content: dict) -> str:
     parts = [f"{table['title']}:\n\n{markdown(table['columns'], table['rows'])}" for table in content["tables"]]
-    return "\n\n".join([*parts, f"({measured_with(content)})"])
+    count = f"`--seeds {content['settings']['seeds']}`"
+    return "\n\n".join([*parts, f"({measured_with(content)}; {count})"])
 
 
 def evidence(content: dict) -> str:
@@ -106,9 +111,21 @@ def written(text: str, found: dict[str, dict]) -> str:
         made = whole[what](found, names) if what in whole else "\n\n".join(each[what](found[name]) for name in names)
         return f"<!-- {match[1]} -->\n{made}\n<!-- end -->"
 
-    return re.sub(
+    text = re.sub(
         r"<!-- ((?:claims|rules|table|evidence|answer)(?: \w+)+) -->\n.*?<!-- end -->", part, text, flags=re.DOTALL
     )
+    return timed(text, found)
+
+
+def timed(text: str, found: dict[str, dict]) -> str:
+    """The time in the last column behind each experiment's command, and behind `report.py --run` that of all."""
+
+    def line(match: re.Match) -> str:
+        if match[2] == "report":
+            return f"{match[1]}{sum(content['seconds'] for content in found.values()) / 60:.0f} minutes |"
+        return f"{match[1]}{found[match[2]]['seconds']:.0f} s |" if match[2] in found else match[0]
+
+    return re.sub(r"^(\| `python examples/(\w+)\.py\b[^\n]* \| )[^|\n]+ \|$", line, text, flags=re.MULTILINE)
 
 
 def experiments() -> set[str]:
@@ -117,16 +134,32 @@ def experiments() -> set[str]:
     return programs - {Path(__file__).stem, "experiment"}
 
 
+def unfit(content: dict, picture: Path) -> str | None:
+    """Why a page should not show these results, if so: they are what a command gives that has no options."""
+    if content["settings"]["quick"]:
+        return "the run was --quick"
+    if not (content["claims"] and content.get("finished", True)):
+        return "the run was not finished"
+    if changed := content["settings"].get("changed"):
+        return f"the run had {', '.join(changed)}"
+    return None if picture.exists() else f"{picture.name} is missing"
+
+
 def collect(names: list[str]) -> None:
+    """What may be shown goes to examples/results/; what may not is named."""
     RESULTS.mkdir(exist_ok=True)
     for path in sorted(ROOT.glob("runs/*/results.json")):
         content = json.loads(path.read_text())
         picture = path.with_name(f"{content['name']}.png")
-        finished = content["claims"] and picture.exists()
-        if content["settings"]["quick"] or not finished or (names and content["name"] not in names):
+        if content["name"] == "quickstart" or (names and content["name"] not in names):
+            continue
+        if reason := unfit(content, picture):
+            print(f"report: {path.relative_to(ROOT)} is left out: {reason}.")
             continue
         del content["rows"]
-        content["settings"].pop("output")
+        for key in ("output", "changed"):
+            content["settings"].pop(key, None)
+        content.pop("finished", None)
         (RESULTS / f"{content['name']}.json").write_text(json.dumps(content, indent=1) + "\n")
         shutil.copy(picture, RESULTS)
 

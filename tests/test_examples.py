@@ -35,8 +35,9 @@ def test_help(name, tmp_path):
     assert name in run(name, "--help", cwd=tmp_path)
 
 
-def test_quickstart_asserts_its_claims(tmp_path):
-    out = run("quickstart.py", cwd=tmp_path)
+@pytest.mark.parametrize("arguments", [(), ("--quick", "--seed", "7")])
+def test_quickstart_asserts_its_claims(arguments, tmp_path):
+    out = run("quickstart.py", *arguments, cwd=tmp_path)
     assert "-1.2247" in out
     assert "StandardScaler" in out
     left = json.loads((tmp_path / "runs/quickstart/results.json").read_text())
@@ -167,12 +168,28 @@ def test_distributions_quick_leaves_page_picture_and_histories(tmp_path):
 
 
 @pytest.mark.full
+def test_distributions_puts_aside_a_finished_run_and_no_other(tmp_path):
+    folder = tmp_path / "runs/distributions"
+    steps = lambda name: len(History.load(folder / name).steps)
+    run("distributions.py", "--epochs", "3", cwd=tmp_path)
+    for seed in ("1", "2"):  # the second time it is the quick run that gives way
+        run("distributions.py", "--quick", "--seed", seed, cwd=tmp_path)
+        assert [steps(f"before/{name}.npz") for name in ("with", "without")] == [4, 4]
+        assert [steps(f"{name}.npz") for name in ("with", "without")] == [3, 3]
+        assert {path.name for path in (folder / "before").iterdir()} == {
+            "with.npz", "without.npz", "index.html", "distributions.png",
+        }  # fmt: skip
+
+
+@pytest.mark.full
 def test_distributions_interrupted_keeps_what_it_has(tmp_path):
     command = [sys.executable, str(EXAMPLES / "distributions.py"), "--epochs", "10000"]
     folder = tmp_path / "runs/distributions"
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as program:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "without.npz").write_bytes(b"of a run that was interrupted")
         while not (folder / "with.npz").exists() and program.poll() is None:
             time.sleep(0.1)
         time.sleep(1)
@@ -182,6 +199,23 @@ def test_distributions_interrupted_keeps_what_it_has(tmp_path):
     assert "Interrupted: what was measured so far is kept." in out
     assert len(History.load(folder / "with.npz").steps) >= 1
     assert (folder / "index.html").exists()
+    assert not (folder / "without.npz").exists()  # of another run
+
+
+@pytest.mark.parametrize("name", ["digits", "distributions", "flax_linen", "flax_nnx"])
+@pytest.mark.parametrize("seed", ["-1", "4294967296"])
+def test_a_seed_out_of_range_is_refused(name, seed, tmp_path):
+    out = run(f"{name}.py", "--seed", seed, cwd=tmp_path, code=2)
+    assert out.endswith(f"{name}.py: error: --seed must be from 0 to 1000000000; got {seed}\n")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["digits", "distributions"])
+def test_a_file_in_the_place_of_the_output_is_refused(name, tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    out = run(f"{name}.py", "--output", "mine", cwd=tmp_path, code=2)
+    assert f"{name}.py: error: --output must be a folder that can be written; got mine (" in out
+    assert (tmp_path / "mine").read_text() == "precious"
 
 
 def test_distributions_refuses_a_batch_of_one(tmp_path):

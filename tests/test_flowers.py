@@ -16,8 +16,19 @@ sys.path.insert(0, str(EXAMPLES))
 
 from flower_folders import photographs  # noqa: E402
 from flower_images import SPECIES, flowers  # noqa: E402
-from flower_report import helps  # noqa: E402
-from flowers import load, reached, spike  # noqa: E402
+from flower_report import (  # noqa: E402
+    NONE,
+    _faster,
+    calmer,
+    helps,
+    matters,
+    more_converge,
+    same,
+    stable,
+    usable,
+    what_mattered,
+)
+from flowers import RATES, STRATEGY, TRIED, at, beside, beyond, load, reached, spike, sweep  # noqa: E402
 from test_examples import run  # noqa: E402
 
 # -- generated images -------------------------------------------------------------------------------------------------
@@ -134,7 +145,33 @@ def halved(folder):
     return "must be readable; .*rose/3.JPG is not"
 
 
-@pytest.mark.parametrize("damage", [lonely, scribbled, halved])
+def spoiled(folder):
+    """A chunk of a PNG that says how long it is, and is not."""
+    path = folder / "rose" / "spoiled.png"
+    photograph(path, COLORS[0])
+    content = bytearray(path.read_bytes())
+    place = content.index(b"IDAT")
+    content[place - 4 : place] = (3).to_bytes(4, "big")
+    path.write_bytes(content)
+    return "must be readable; .*rose/spoiled.png is not"
+
+
+def test_photographs_are_turned_as_their_camera_says(tmp_path):
+    """Left half black, right half white; turned by a quarter of a circle to the right, black is above."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("rose", "daisy"):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            image = Image.new("RGB", (32, 32))
+            image.paste((255, 255, 255), (16, 0, 32, 32))
+            image.save(tmp_path / name / f"{i}.jpg", exif=exif, quality=95)
+    x, *_ = photographs(tmp_path, 8, seed=0)
+    np.testing.assert_allclose(x[:, :3], 0, atol=0.05)
+    np.testing.assert_allclose(x[:, -3:], 1, atol=0.05)
+
+
+@pytest.mark.parametrize("damage", [lonely, scribbled, halved, spoiled])
 def test_errors_of_class_folders(classes, damage):
     message = damage(classes)
     with pytest.raises(ValueError, match=message):
@@ -221,6 +258,100 @@ def test_a_choice_matters_if_all_seeds_agree_beyond_the_noise():
     assert helps(None, 0.0) == 0
 
 
+def row(steps: float | None, accuracy: float) -> dict:
+    return {"steps_to_target": steps, "final": accuracy}
+
+
+@pytest.mark.parametrize(
+    ("rows", "level", "tried"),
+    [
+        # the best in the middle, both ends of no use
+        ({0.03: row(None, 0.5), 0.3: row(200, 0.96)}, 0.9, TRIED),
+        # the highest is the best, and so is the next; the one after is not
+        ({3.0: row(200, 0.96), 10.0: row(190, 0.95)}, 1.0, (*TRIED, 10.0, 30.0)),
+        # fewer steps are better than more accuracy
+        ({0.03: row(300, 0.99), 3.0: row(200, 0.96)}, 2.0, (*TRIED, 10.0)),
+        # the lowest is usable, and is not the best
+        ({0.03: row(None, 0.9), 0.01: row(None, 0.8), 0.3: row(200, 0.96)}, 0.9, (*TRIED, 0.01)),
+        # everything is as good as anything: to both ends of the list, and no further
+        (dict.fromkeys(RATES, row(None, 0.1)), 1.0, (*TRIED, 0.01, 0.003, 10.0, 30.0)),
+    ],
+)
+def test_rates_go_on_beyond_an_end_that_is_best_or_usable(rows, level, tried):
+    record, ran = Namespace(rows=[]), []
+
+    def choose(choices, epochs, seed, part):
+        ran.append(choices.rate)
+        record.rows.append(rows.get(choices.rate, row(None, 0.1)))
+
+    sweep(record, choose, STRATEGY, RATES, TRIED, level=level, epochs=2, seed=0, part="sweep")
+    assert ran == list(tried)
+
+
+def test_both_ways_without_norms_try_the_same_rates_as_the_strategy():
+    adam = STRATEGY._replace(optimizer="adam")
+    assert [at(rate, adam).rate for rate in TRIED] == [rate / 100 for rate in TRIED]
+    assert beside(at(0.3, adam), RATES) == (0.1, 0.3, 1.0)
+    assert beside(at(RATES[0], STRATEGY), RATES) == RATES[:2]
+    assert beside(at(RATES[-1], STRATEGY), RATES) == RATES[-2:]
+    assert beyond((1.0,), {1.0: (0, 0.5)}, 0.9) == []
+
+
+INF = np.inf
+FOUR, THREE = np.array([200.0, 200, 200, 200]), np.array([400.0, 400, 400])
+
+VERDICTS = [
+    (usable, ([0.1, 0.3, 1.0, 3.0], [0.8, 0.9, 1.0, 0.95]), [0.3, 1.0, 3.0]),
+    (usable, ([0.1, 0.3, 1.0, 3.0], [0.95, 0.3, 1.0, 0.2]), [1.0]),  # not beyond the hole
+    (usable, ([0.1, 0.3, 1.0, 3.0], [1.0, 0.95, 0.3, 0.95]), [0.1, 0.3]),
+    (more_converge, ([1, 1, 1, INF], [1, 1, INF, INF]), True),
+    (more_converge, ([1, 1, 1, 1, 1], [1, 1, 1, 1, INF]), False),
+    (calmer, ([1, 1, 1, 9], [2, 2, 2, 2]), True),
+    (calmer, ([1, 3, 3, 3], [2, 2, 2, 9]), False),  # the largest is not all
+    (calmer, ([1, 1, 1, INF], [INF, INF, INF, INF]), True),
+    (stable, {"a": True, "b": True}, "yes"),
+    (stable, {"a": True, "b": False, "c": True}, "in a, c; not in b"),
+    (stable, {"a": False, "b": False}, "no"),
+    # the first three seeds are compared with the same three, not with all
+    (_faster, ([[100, 100, 100, 400, 400, 400, 400], THREE], [[1, 1, 1, 9, 9, 9, 9], [2, 2, 2]]),
+     "yes, 4.0 times fewer steps, 2.0 times less time"),
+    (_faster, ([FOUR, 2 * FOUR], [FOUR, 1.01 * FOUR]), "no difference: 2.0 times fewer steps, 1.0 times less time"),
+    (_faster, ([FOUR, 2 * FOUR], [FOUR, 1.09 * FOUR]), "no difference: 2.0 times fewer steps, 1.1 times less time"),
+    (_faster, ([FOUR, FOUR], [FOUR, FOUR / 1.2]), "no, 1.0 times fewer steps, 1.2 times more time"),
+    (_faster, ([FOUR, [300, INF, INF, INF]], [FOUR, [300, INF, INF, INF]]),
+     "yes: without norms most of the seeds compared do not reach it"),
+    (_faster, ([[INF, INF, 1, 1, 1], [2, 2, 2]], [[INF, INF, 1, 1, 1], [2, 2, 2]]),
+     "no: with them most of the seeds compared do not reach it"),
+    (_faster, ([[INF, 1, 1], [INF, INF, 2]], [[INF, 1, 1], [INF, INF, 2]]),
+     "yes, 2.0 times fewer steps, 2.0 times less time"),
+    (matters, (1, 0), "yes: more accurate"),
+    (matters, (1, 1), "yes: more accurate and faster"),
+    (matters, (1, -1), "both: more accurate and slower"),
+    (matters, (0, -1), "no: slower"),
+    (matters, (0, 0), NONE),
+    (same, (0, 0.8, 0.9), "the same answers, faster"),
+    (same, (1, 0.8, 1.1), "not the same answers, no faster here"),
+    (same, (0, 1.1, 1.2), "the same answers, slower"),
+    (what_mattered, {"a (not b)": "yes: faster", "c (not d)": NONE, "e (not f)": "no: slower"},
+     "what mattered: a (not b); better without: e (not f)"),
+    (what_mattered, {"a (not b)": "yes: faster", "a (not b, at 0.3 of the rate)": NONE},
+     "what mattered: a, for the higher rate it allows"),
+    (what_mattered, {"a (not b)": NONE}, "what mattered: none of the choices"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rule", "found", "expected"), VERDICTS, ids=[f"{i}-{rule.__name__}" for i, (rule, *_) in enumerate(VERDICTS)]
+)
+def test_verdict(rule, found, expected):
+    arguments = (
+        [found]
+        if isinstance(found, dict)
+        else [np.array(f) if isinstance(f, list) and rule is not _faster else f for f in found]
+    )
+    assert np.array_equal(rule(*arguments), expected)
+
+
 @pytest.mark.full  # trains for seconds: CI runs it
 def test_quick_run_leaves_rows_tables_claims_and_picture(tmp_path):
     out = run("flowers.py", "--quick", "--seed", "5", cwd=tmp_path)
@@ -233,7 +364,11 @@ def test_quick_run_leaves_rows_tables_claims_and_picture(tmp_path):
     assert len({(r["name"], r["rate"]) for r in select(part="sweep")}) == 9
     for name in ("strategy", "no norms"):
         assert [r["seed"] for r in select(part="main", name=name)] == [5, 6]
-    assert len(select(part="longer sweep")) == 4
+    for name in ("no norms", "no norms, Adam"):  # rates beside the best one, with twice the epochs
+        best = max(select(part="sweep", name=name), key=lambda row: row["final"])["rate"]
+        longer = [r["rate"] for r in select(part="longer sweep", name=name)]
+        assert best in longer
+        assert len(longer) in (2, 3)
     for name in ("strategy", "no norms"):  # the same training of the same seed, chosen by images and reported by others
         (reported,) = select(part="main", name=name, seed=5)
         (choosing,) = select(part="sweep", seed=5, **{key: reported[key] for key in ("order", "optimizer", "rate")})

@@ -15,6 +15,7 @@ from jaxnorm.inspect import (
     EDGES,
     History,
     Summary,
+    capture,
     capture_linen,
     drift,
     histogram,
@@ -411,6 +412,7 @@ def test_update_ratios(rng):
 recorded = fill(3)
 one = recorded["a"]
 stats = jn.RunningStats.init(4)
+product = jax.jit(lambda x: capture(jnp.dot, x, x)[1])  # out of jit the names are known as well
 
 ERRORS = [
     (lambda: summarize(jnp.ones(3, jnp.complex64)), TypeError, "summarize: `x` must be real; got dtype complex64. Summarize its real part, or its magnitude."),
@@ -426,7 +428,10 @@ ERRORS = [
     (lambda: percentiles(one, [50, 101]), ValueError, "percentiles: `q` must be from 0 to 100; got q=[50, 101]. The median is 50."),
     (lambda: recorded["c"], KeyError, "History: no layer of that name; got 'c'. Known: b, a."),
     (lambda: History()["c"], KeyError, "History: no layer of that name; got 'c'. Nothing recorded yet."),
+    (lambda: product(jnp.ones(2))["typo"], KeyError, "Captured: no layer of that name; got 'typo'. Known: dot_general_0."),
+    (lambda: capture(jnp.copy, 1.0)[1]["typo"], KeyError, "Captured: no layer of that name; got 'typo'. Nothing was captured."),
     (lambda: recorded.record(1), ValueError, "History.record: steps must not decrease; got step=1 after 4. Start a new History for a new run."),
+    (lambda: recorded.record(5.7), TypeError, "History.record: `step` must be a whole number; got step=5.7. Count steps; a time is a scalar."),
     (lambda: recorded.record(4, look(1.0), loss=2.0), ValueError, "History.record: a name is recorded once at a step; got a, b, loss twice at step 4. Use other names."),
     (lambda: recorded.record(5, {"a": summarize(1.0)}), ValueError, "History.record: a name must keep its shapes; got mean of shape () for 'a', before (2,). Summarize the same axes each time."),
     (lambda: recorded.record(5, {"c": summarize(1.0, edges=COARSE)}), ValueError, "History.record: histograms must have the bins of the history's edges, 256; got 5 for 'c'. Give History the edges that summarize is given."),
@@ -458,3 +463,19 @@ def test_loading_something_else_says_so(tmp_path, content):
         History.load(path)
     with pytest.raises(FileNotFoundError):
         History.load(tmp_path / "nothing.npz")
+
+
+def test_a_damaged_file_says_so(tmp_path):
+    """Of every tenth byte that is spoiled: the same history, or one clear error."""
+    path, history = tmp_path / "x.npz", fill(3)
+    history.save(path)
+    whole, refused, clear = path.read_bytes(), 0, False
+    for place in range(0, len(whole), 10):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        try:
+            found = History.load(path).names
+        except ValueError as error:
+            found, refused = None, refused + 1
+            clear = str(error).startswith("History.load: the file must be one that History.save wrote; got ")
+        assert found == history.names or clear
+    assert refused > 10

@@ -7,7 +7,7 @@ array that goes in or out, so it stays where it is through jit, remat, scan and 
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,19 @@ class Activation(NamedTuple):
     output: Any
 
 
-Captured = OrderedDict[str, Activation]  # a plain dict would come out of jit sorted by name
+class Captured(OrderedDict[str, Activation]):
+    """Name -> Activation, in order of execution; a plain dict would come out of jit sorted by name."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        known = f"Known: {', '.join(self)}." if self else "Nothing was captured."
+        raise KeyError(f"Captured: no layer of that name; got {name!r}. {known}")
+
+
+jax.tree_util.register_pytree_with_keys(
+    Captured,
+    lambda captured: ([(jax.tree_util.DictKey(name), layer) for name, layer in captured.items()], tuple(captured)),
+    lambda names, layers: Captured(zip(names, layers, strict=True)),
+)
 
 
 def capture(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, Captured]:
@@ -75,7 +87,7 @@ def capture(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple
     """
     watcher = _Layers()
     output = run(trace(function, *args, **kwargs), watcher)
-    return output, OrderedDict(watcher.found)
+    return output, Captured((name, layer) for name, layer in watcher.found)
 
 
 _NORM = "standardize"
@@ -165,7 +177,7 @@ def run_tagged(traced: Traced) -> tuple[Any, Captured]:
             of_path.append({"input": [], "output": []})
             order.append((path if len(of_path) == 1 else f"{path}#{len(of_path)}", of_path[-1]))
         of_path[-1][role].append(value)
-    return output, OrderedDict((name, Activation(*map(_one_or_all, call.values()))) for name, call in order)
+    return output, Captured((name, Activation(*map(_one_or_all, call.values()))) for name, call in order)
 
 
 class _Tags(Watcher):

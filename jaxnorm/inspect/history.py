@@ -1,7 +1,7 @@
 """History: what was measured during a run, by name and step, kept so that training never waits and nothing is lost."""
 
+import operator
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -75,7 +75,7 @@ class History(Mapping[str, Summary]):
         """Keep summaries and scalars of one step. A second call for the same step adds to it.
 
         Args:
-          step: a number that never decreases.
+          step: a whole number that never decreases.
           summaries: name -> Summary, or a tree of them: `jax.tree.map(summarize, captured)` is recorded by the names
             `Dense_0/input`, `Dense_0/output`, ... A name must have the same shapes each time.
           scalars, more: name -> one number, on the host or the device.
@@ -83,9 +83,16 @@ class History(Mapping[str, Summary]):
         Raises:
           ValueError: a step before the last one; a name twice at one step; other shapes than before; other bins than
             this history's edges make.
-          TypeError: traced values (call it outside of jit); something that is not a Summary.
+          TypeError: traced values (call it outside of jit); a step that is no whole number; something that is not a
+            Summary.
         """
-        summaries, scalars, step = _by_name(summaries or {}), {**(scalars or {}), **more}, int(step)
+        try:
+            step = operator.index(step)
+        except TypeError:
+            raise TypeError(
+                f"History.record: `step` must be a whole number; got step={step!r}. Count steps; a time is a scalar."
+            ) from None
+        summaries, scalars = _by_name(summaries or {}), {**(scalars or {}), **more}
         if self._steps and step < self._steps[-1]:
             _fail(
                 f"steps must not decrease; got step={step} after {self._steps[-1]}. Start a new History for a new run."
@@ -208,7 +215,7 @@ class History(Mapping[str, Summary]):
           ValueError: a file that `save` did not write.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 arrays = dict(file.items())
             history = cls(arrays["edges"])
             names, scalar_names = arrays["names"].tolist(), arrays["scalar_names"].tolist()
@@ -217,7 +224,9 @@ class History(Mapping[str, Summary]):
             }
             scalars = {name: arrays[f"scalars/{name}"] for name in scalar_names}
             steps = arrays["steps"].tolist()
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError, AttributeError) as error:
+        except (FileNotFoundError, PermissionError):
+            raise
+        except Exception as error:  # a damaged file fails in zipfile, zlib, numpy and tokenize in many ways
             raise ValueError(
                 f"History.load: the file must be one that History.save wrote; got {os.fspath(path)!r} ({error}). "
                 "Check the path."
