@@ -246,6 +246,8 @@ def _evaluate(network, state, data):
 
 def steps_to(goal: float, curve: np.ndarray, every: int, looks: int = 3) -> int | None:
     """Steps until a curve, looked at every so many steps, is at the goal for so many looks in a row; None for never."""
+    if len(curve) < looks:  # a run that was interrupted
+        return None
     held = np.lib.stride_tricks.sliding_window_view(curve >= goal, looks).all(1)
     return every * (1 + int(held.argmax())) if held.any() else None
 

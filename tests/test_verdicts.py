@@ -94,6 +94,7 @@ VERDICTS = [
     (steps_to, (0.9, np.array([0.9, 0.9, 0.8, 0.9, 0.9, 0.9]), 4), 16),
     (steps_to, (0.9, np.array([0.9, 0.9, 0.9]), 10), 10),
     (steps_to, (0.9, np.array([0.9, 0.9, 0.1, 0.9, 0.9]), 4), None),
+    (steps_to, (0.9, np.array([0.9, 0.9]), 4), None),
     (wider, (2, 4), "yes"),
     (wider, (1, 4), "a little"),
     (wider, (1, 1), "yes"),
