@@ -16,11 +16,11 @@ text, used neither to train nor to choose.
 A difference counts if its median over seeds (the same weights and batches on both sides) is larger than a threshold,
 one point of test accuracy or 0.02 nats per character, and larger than the spread: the range over seeds of the lower
 side. Two orders both work well if no difference counts and both have a median of at least 90%. A transformer needs
-warm-up if without it even the best rate's loss is higher than with it by a difference that counts. Else it needs warm-
-up or another rate if the loss is so much higher at the same rate. Several rates may be as good as the best with warm-
-up, in that no difference of validation losses counts; the same rate is the one of these with the lowest validation loss
-without warm-up, so that no tie decides. It is as claimed if post-norm needs it and pre-norm does without, "in part" if
-post-norm only needs more, at least another rate, and else not. Leaves results.json and placement.png in
+warm-up if without it even the best rate's loss is higher than with it by a difference that counts. Else it needs
+warm-up or another rate if the loss is so much higher at the same rate. Several rates may be as good as the best with
+warm-up, in that no difference of validation losses counts; the same rate is the one of these with the lowest validation
+loss without warm-up, so that no tie decides. It is as claimed if post-norm needs it and pre-norm does without, "in
+part" if post-norm only needs more, at least another rate, and else not. Leaves results.json and placement.png in
 runs/placement/.
 
 Source: lessons 1 and 4 say where ResNet and ResNet v2 have their norms; the papers are He et al. 2015,
