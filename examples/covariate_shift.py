@@ -26,11 +26,8 @@ learning rates; best is the one with the fewest steps (the median) on three seed
 is compared at the same rate, the best without a norm; speed with each at its own best. One thing is less than another
 if it is in at least three quarters of the seeds.
 
-Measured on two cores of an AMD EPYC, jax 0.10.2, November 2026, 5 seeds: with batch norm inputs move 20 (sigmoids) to
-100 times (ReLUs) less than without, with noise 8 to 11 times more. The noisy networks still get to 95% in less than
-half the steps of those without a norm (64 against 144, 40 against 100), about as soon as with batch norm alone (80 and
-36). So inputs that hold still are not why it helps. What both kinds share is that a gradient changes a third to a half
-as much as without a norm when the layers before it are updated.
+That inputs hold still is not why batch norm helps ("no") if batch norm is faster than no norm, its noisy kind is too,
+and the noise moves inputs further than no norm does. What was found is in examples/README.md.
 
 Lesson 2, the problem; lesson 4, the problem.
 """
@@ -149,19 +146,26 @@ def train(record, network, norm, steps, runs) -> None:
     )
     measure = compiled(movement, network, norm, sgd)
     curves, moved = [], []
-    for look in range(steps // EVERY):
-        if look % 5 == 0:
-            offset = np.full(len(runs), (look * BATCH) % (trainer.data.x.shape[1] - BATCH))
-            keys = jax.vmap(lambda key, look=look: jax.random.fold_in(key, look))(trainer.keys)
-            moved.append(np.stack(measure(offset, trainer.state, trainer.data, trainer.settings, keys)))
-        trainer.epoch()
-        curves.append(trainer.evaluate(train=False)["accuracy"])
-        record.advance(f"{network}, {norm}")
-    curves, moved = np.stack(curves, 1), np.stack(moved, 2)  # [runs, looks], [2, runs, measurements]
-    for i, (seed, rate) in enumerate(runs):
-        taken = steps_to(GOOD, curves[i], EVERY)
-        about = {"network": network, "norm": norm, "seed": seed, "rate": rate, "steps": taken}
-        record.add(**about, accuracy=curves[i].round(4), inputs=moved[0, i], gradients=moved[1, i])
+    try:
+        for look in range(steps // EVERY):
+            if look % 5 == 0:
+                offset = np.full(len(runs), (look * BATCH) % (trainer.data.x.shape[1] - BATCH))
+                keys = jax.vmap(lambda key, look=look: jax.random.fold_in(key, look))(trainer.keys)
+                moved.append(np.stack(measure(offset, trainer.state, trainer.data, trainer.settings, keys)))
+            trainer.epoch()
+            curves.append(trainer.evaluate(train=False)["accuracy"])
+            record.advance(f"{network}, {norm}")
+    finally:  # after Ctrl-C the looks so far are kept
+        if curves:
+            keep(record, {"network": network, "norm": norm}, runs, np.stack(curves, 1), np.stack(moved, 2))
+
+
+def keep(record, about: dict, runs, curves: np.ndarray, moved: np.ndarray) -> None:
+    """A row for every run: accuracies [runs, looks], movements [inputs and gradients, runs, measurements]."""
+    for (seed, rate), curve, inputs, gradients in zip(runs, curves, *moved, strict=True):
+        taken = steps_to(GOOD, curve, EVERY)
+        scores = {"steps": taken, "accuracy": curve.round(4), "inputs": inputs, "gradients": gradients}
+        record.add(**about, seed=seed, rate=rate, **scores)
 
 
 # -- what it says -----------------------------------------------------------------------------------------------------

@@ -99,9 +99,9 @@ def middle(values: Any) -> str:
     return f"{mid:.3g} ({low:.3g} to {high:.3g})"
 
 
-def wider(decades: float) -> str:
-    """Is a range that trains wider with the norm, by so many decades? Half a decade is, less is a little."""
-    return "yes" if decades >= 0.5 else "a little" if decades > 0 else "no"
+def wider(steps: int, per_decade: float) -> str:
+    """Is a range that trains wider with the norm, by so many steps of the grid? Half a decade is, less is a little."""
+    return "yes" if 2 * steps >= per_decade else "a little" if steps > 0 else "no"
 
 
 class Record:

@@ -58,9 +58,9 @@ def main() -> None:
             for _ in range(epochs):
                 trainer.epoch()
                 record.advance(name)
-            found = trainer.evaluate(train=False)
+            found, losses = trainer.evaluate(train=False), trainer.losses
             for i, (seed, how, size, rate) in enumerate(every):
-                scores = {"accuracy": found["accuracy"][i], "valid": found["valid_accuracy"][i]}
+                scores = {"accuracy": found["accuracy"][i], "valid": found["valid_accuracy"][i], "losses": losses[i]}
                 record.add(network=name, seed=seed, how=how, size=size, rate=rate, **scores)
         report(record, list(networks), scales)
 

@@ -39,18 +39,25 @@ def main() -> None:
     with recording("memorizing", chosen, len(norms) * epochs) as record:
         data, wrong = mislabelled([seed for seed, _ in runs])
         for norm in norms:
-            settings = {"rate": jnp.array([rate for _, rate in runs], jnp.float32)}
-            trainer = Trainer(perceptron(norm), data, settings, seeds=[seed for seed, _ in runs], batch_size=32)
-            looks = []
-            for epoch in range(1, epochs + 1):
-                trainer.epoch()
-                if epoch % EVERY == 0:
-                    looks.append(trainer.evaluate(on=wrong))
-                record.advance(norm)
-            curves = {name: np.stack([look[key] for look in looks], 1) for name, key in CURVES.items()}
-            for i, (seed, rate) in enumerate(runs):
-                record.add(norm=norm, seed=seed, rate=rate, **{name: curve[i] for name, curve in curves.items()})
+            train(record, norm, runs, data, wrong, epochs)
         report(record, norms, chosen.seed + TUNING)
+
+
+def train(record, norm: str, runs, data: Data, wrong: Data, epochs: int) -> None:
+    """Adds a row for every run, with its curves."""
+    settings = {"rate": jnp.array([rate for _, rate in runs], jnp.float32)}
+    trainer = Trainer(perceptron(norm), data, settings, seeds=[seed for seed, _ in runs], batch_size=32)
+    looks = []
+    try:
+        for epoch in range(1, epochs + 1):
+            trainer.epoch()
+            if epoch % EVERY == 0:
+                looks.append(trainer.evaluate(on=wrong))
+            record.advance(norm)
+    finally:  # after Ctrl-C the looks so far are kept
+        for i, (seed, rate) in enumerate(runs if looks else ()):
+            curves = {name: np.array([look[key][i] for look in looks]) for name, key in CURVES.items()}
+            record.add(norm=norm, seed=seed, rate=rate, **curves)
 
 
 def mislabelled(seeds: list[int]) -> tuple[Data, Data]:

@@ -154,12 +154,13 @@ class Trainer:
         steps: int | None = None,
     ):
         self.data, self.settings, self.seeds = data, settings, list(seeds)
+        self.network, self.optimizer = network, optimizer
         self.batches = (steps or data.x.shape[1] // batch_size, batch_size)
         self.keys = jax.vmap(jax.random.key)(np.array(self.seeds, np.uint32))
         self._epoch = compiled(_epoch, network, optimizer, donate_argnums=0)
         self._evaluate = compiled(_evaluate, network)
         self.state = compiled(_start, network, optimizer)(self.keys, settings)
-        self.epochs = 0
+        self.epochs, self._losses = 0, []
 
     @property
     def steps_per_epoch(self) -> int:
@@ -169,14 +170,27 @@ class Trainer:
         """One pass over the training data, or so many `steps`; returns the losses, [runs, steps]."""
         self.state, losses = self._epoch(self.state, self._batches(), self.data, self.settings)
         self.epochs += 1
-        return np.asarray(losses)
+        losses = np.asarray(losses)
+        self._losses.append(losses.mean(1, dtype=np.float64))
+        return losses
+
+    @property
+    def losses(self) -> np.ndarray:
+        """The mean training loss of every epoch so far, [runs, epochs]."""
+        return np.stack(self._losses, 1).round(5)
 
     def step_seconds(self, repeats: int = 30) -> float:
-        """Seconds of one training step of all runs: the fastest epoch of several, without the shuffling."""
-        batches, seconds = self._batches(), []
-        for _ in range(repeats):
+        """Seconds of one training step of the first run alone: the fastest epoch of several, without the shuffling.
+
+        Compiled as anyone would: without `vmap`, with all of XLA's effort.
+        """
+        one = lambda tree: jax.tree.map(lambda leaf: jnp.array(leaf[0]), tree)
+        epoch = jax.jit(functools.partial(_epoch, self.network, self.optimizer), donate_argnums=0)
+        state, *rest = map(one, (self.state, self._batches(), self.data, self.settings))
+        seconds = []
+        for _ in range(1 + repeats):  # the first compiles
             start = time.perf_counter()
-            self.state, _ = jax.block_until_ready(self._epoch(self.state, batches, self.data, self.settings))
+            state, _ = jax.block_until_ready(epoch(state, *rest))
             seconds.append(time.perf_counter() - start)
         return min(seconds) / self.steps_per_epoch
 
@@ -232,8 +246,38 @@ def _evaluate(network, state, data):
 
 def steps_to(goal: float, curve: np.ndarray, every: int, looks: int = 3) -> int | None:
     """Steps until a curve, looked at every so many steps, is at the goal for so many looks in a row; None for never."""
+    if len(curve) < looks:  # a run that was interrupted
+        return None
     held = np.lib.stride_tricks.sliding_window_view(curve >= goal, looks).all(1)
     return every * (1 + int(held.argmax())) if held.any() else None
+
+
+def averages(losses: np.ndarray, parts: int = 20) -> np.ndarray:
+    """The losses of every step, [runs, steps], averaged over so many stretches, for those that train one epoch."""
+    stretches = np.array_split(losses, min(parts, losses.shape[1]), 1)
+    return np.stack([stretch.mean(1, dtype=np.float64) for stretch in stretches], 1).round(5)
+
+
+def trains(good: Sequence[bool]) -> slice:
+    """The longest stretch of a grid that trains without a hole; of equals the first."""
+    best, begin = slice(0, 0), 0
+    for i, trained in enumerate([*good, False]):
+        if not trained:
+            if i - begin > best.stop - best.start:
+                best = slice(begin, i)
+            begin = i + 1
+    return best
+
+
+def grid_steps(good: Sequence[bool]) -> int:
+    """How wide that is: a single point has no width."""
+    stretch = trains(good)
+    return max(stretch.stop - stretch.start - 1, 0)
+
+
+def per_decade(grid: np.ndarray) -> float:
+    """How many steps of an even grid over whole decades make one."""
+    return (len(grid) - 1) / round(np.log10(grid[-1] / grid[0]))
 
 
 # -- a perceptron, the network of most experiments --------------------------------------------------------------------

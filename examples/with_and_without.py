@@ -10,13 +10,14 @@ steps?
 Both are compared twice: at the same learning rate, the one that is best *without* the norm, and each at its own best
 rate. Best is the rate, of eight over two and a half decades, with the fewest steps (the median) on twelve seeds that
 are used for nothing else. Seconds are steps times the time of one step of that network trained alone, the fastest of
-many epochs; evaluation is not counted. The norm's share of a step depends on the width of the layers, so width 500 is
-timed too.
+many epochs, compiled with XLA's usual options; evaluation is not counted. The norm's share of a step depends on the
+width of the layers, so width 500 is timed too.
 
 A factor is steps without over steps with the norm, on the same images, from the same weights and in the same batches:
 "yes" if its median is from 3 to 5, "less" and "more" beyond, "no" below 1.1; and not in every seed if one of them is
-below 1. Higher rates can be used if the highest at which all seeds get there is another of those eight. `--quick`
-leaves out the sigmoids and most rates.
+below 1. A seed in which neither gets there has no factor, counts as 1, and as a seed in which it is not faster. Higher
+rates can be used if the highest at which all seeds get there is higher with the norm, of those eight. `--quick` leaves
+out the sigmoids and most rates.
 
 Lesson 2, experiment 1; lesson 4, benefits.
 """
@@ -71,15 +72,18 @@ def trainer(network, norm, runs, steps, width=100) -> Trainer:
 
 
 def train(record, network, norm, steps, runs) -> None:
-    """Adds a row for every run: its test accuracy every few steps, and the steps to the goal (None: never)."""
+    """Adds a row for every run: its test accuracy every few steps, and the steps to the goal, if it got there."""
     side_by_side, curves = trainer(network, norm, runs, EVERY), []
-    for _ in range(steps // EVERY):
-        side_by_side.epoch()
-        curves.append(side_by_side.evaluate(train=False)["accuracy"])
-        record.advance(f"{network}, {norm}")
-    for (seed, rate), curve in zip(runs, np.stack(curves, 1), strict=True):
-        taken = steps_to(GOOD, curve, EVERY)
-        record.add(network=network, norm=norm, seed=seed, rate=rate, steps=taken, accuracy=curve.round(4))
+    try:
+        for _ in range(steps // EVERY):
+            side_by_side.epoch()
+            curves.append(side_by_side.evaluate(train=False)["accuracy"])
+            record.advance(f"{network}, {norm}")
+    finally:  # after Ctrl-C the curves so far are kept
+        for i, (seed, rate) in enumerate(runs if curves else ()):
+            curve = np.array([look[i] for look in curves])
+            taken = steps_to(GOOD, curve, EVERY)
+            record.add(network=network, norm=norm, seed=seed, rate=rate, steps=taken, accuracy=curve.round(4))
 
 
 class Findings:
@@ -110,12 +114,26 @@ class Findings:
         return self.record.values("seconds", network=network, norm=norm, width=width)[0]
 
 
+def times_fewer(without: np.ndarray, normed: np.ndarray) -> np.ndarray:
+    """Steps over steps: infinity where only the norm gets there, 0 where it alone does not, NaN where neither does."""
+    with np.errstate(invalid="ignore"):
+        return without / normed
+
+
 def word(factors: np.ndarray) -> str:
-    factor = np.median(factors)
-    if not factor >= 1.1:
+    factor = np.median(np.where(np.isnan(factors), 1, factors))
+    if factor < 1.1:
         return "no"
     judged = "less" if factor < 3 else "yes" if factor <= 5 else "more"
-    return judged if factors.min() >= 1 else f"{judged} (not in every seed)"
+    return judged if (factors >= 1).all() else f"{judged} (not in every seed)"
+
+
+def spread(factors: np.ndarray, what: str = "") -> str:
+    """Of the seeds that have a factor, and how many have none."""
+    known = factors[~np.isnan(factors)]
+    some = [f"{middle(known)}{what}"] if len(known) else []
+    none = [f"neither gets there in {len(factors) - len(known)} of {len(factors)} seeds"]
+    return ", ".join(some + (none if len(known) < len(factors) else []))
 
 
 def report(record, found: Findings, cases, widths) -> None:
@@ -125,12 +143,12 @@ def report(record, found: Findings, cases, widths) -> None:
         own = {norm: found.best(network, norm) for norm in NORMS}
         for (how, factors), rates in zip(faster.items(), (dict.fromkeys(NORMS, own["none"]), own), strict=True):
             steps = {norm: found.steps(network, norm, rates[norm]) for norm in NORMS}
-            fewer = steps["none"] / np.minimum(steps["batch"], 1e9)  # neither got there: infinity
+            fewer = times_fewer(steps["none"], steps["batch"])
             less = fewer * found.seconds(network, "none") / found.seconds(network, "batch")
             factors[network], chosen[how, network] = (fewer, less), [f"{rates[norm]:.2g}" for norm in NORMS]
             for norm in NORMS:
                 time = 1e3 * found.seconds(network, norm) * np.median(steps[norm])
-                last = (middle(fewer), middle(less)) if norm == "batch" else ("", "")
+                last = (spread(fewer), spread(less)) if norm == "batch" else ("", "")
                 rows.append((network, how, norm, f"{rates[norm]:.2g}", middle(steps[norm]), f"{time:.0f}", *last))
     columns = ("network", "compared", "norm", "rate", f"steps to {GOOD:.0%}", "ms", "fewer steps", "less time")
     record.table("with and without batch norm", columns, rows)
@@ -142,8 +160,9 @@ def report(record, found: Findings, cases, widths) -> None:
     record.table("microseconds of a training step", ("network", "width", *NORMS), costs)
     for how, factors in faster.items():
         measured = (
-            f"{n}, at {' and '.join(chosen[how, n])}: {middle(f)} times fewer steps, {middle(s)} times less time"
-            for n, (f, s) in factors.items()
+            f"{n}, at {' and '.join(chosen[how, n])}: "
+            f"{spread(fewer, ' times fewer steps')}, {spread(less, ' times less time')}"
+            for n, (fewer, less) in factors.items()
         )
         record.claim(
             f"Batch norm makes training 3 to 5 times faster, {how}",

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from test_examples import EXAMPLES, run
@@ -234,6 +235,48 @@ def test_a_record_keeps_what_an_earlier_run_left_until_and_after_its_first_row(t
     assert (tmp_path / "before.png").read_bytes() == b"old"
     assert not (tmp_path / "mine.png").exists()  # it is not a picture of these rows
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == [{"value": 1}, {"value": 2}]
+
+
+LOSSES = (
+    "after_training characters init_scale input_scale learning_rates placement recalibrate regularization which_norm"
+)
+
+
+@pytest.mark.parametrize("name", [*LOSSES.split(), "very_deep"])
+def test_training_losses_are_kept_and_fall(name, results):
+    """Of every epoch, or of stretches of the only one."""
+    rows = [row for row in results(name)["rows"] if row.get("part") != "gradients"]
+    losses = [np.array(row["losses"], float) for row in rows]
+    assert all(loss.ndim == 1 and len(loss) for loss in losses)
+    fell = [loss[-1] < loss[0] for loss in losses if len(loss) > 1]
+    assert len(losses[0]) == 1 or np.mean(fell) > 0.5
+    assert len({tuple(loss) for loss in losses}) > len(losses) / 8  # every run has its own
+
+
+@pytest.mark.parametrize("name", ["with_and_without", "covariate_shift", "memorizing"])
+def test_curves_of_a_case_that_is_interrupted_are_kept(name, tmp_path, monkeypatch):
+    """Ctrl-C at the third look: two are there, of every run."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    program, networks = importlib.import_module(name), importlib.import_module("networks")
+    evaluate, looks = networks.Trainer.evaluate, []
+
+    def third(*args, **kwargs):
+        looks.append(1)
+        if len(looks) == 3:
+            raise KeyboardInterrupt
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(networks.Trainer, "evaluate", third)
+    monkeypatch.setattr(sys, "argv", [name, "--quick", "--output", str(tmp_path)])
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        program.main()
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert len(content["rows"]) == {"covariate_shift": 3}.get(name, 9)  # two seeds and one for tuning, at their rates
+    assert content["claims"] == []
+    for row in content["rows"]:
+        assert len(row["accuracy"]) == 2
+        assert 0 < row["accuracy"][0] != row["accuracy"][1]
+        assert len(row.get("inputs", [0])) == len(row.get("gradients", [0])) == 1
 
 
 def test_an_interrupted_experiment_keeps_its_rows_and_says_so(tmp_path):

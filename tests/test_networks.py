@@ -3,6 +3,7 @@
 import itertools
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
+import networks
 import transformer
-from networks import TRAIN, Data, Network, Trainer, digits, perceptron
+from networks import TRAIN, Data, Network, Trainer, averages, digits, perceptron
 
 ROUNDING = 2e-6  # measured: 2.4e-7, a unit in the last place of a loss
 
@@ -72,6 +74,39 @@ def test_one_seed_is_one_start_and_one_order_of_batches():
     first, second = quiet[:20].reshape(2, 10)
     assert np.abs(first - second).max() > 1e-2  # each epoch has an order of its own
     np.testing.assert_allclose(first.sum(), second.sum(), rtol=1e-5)  # of all images
+
+
+def test_losses_of_every_epoch_are_the_means_of_their_steps():
+    settings = {"rate": jnp.array([0.1, 0.01])}
+    trainer = Trainer(NETWORKS["quiet"], digits([3, 4], train=300), settings, seeds=[3, 4], batch_size=30)
+    steps = [trainer.epoch() for _ in range(3)]
+    assert trainer.losses.shape == (2, 3)
+    np.testing.assert_allclose(trainer.losses, np.stack([epoch.mean(1) for epoch in steps], 1), atol=2e-5)
+    assert (trainer.losses[:, -1] < trainer.losses[:, 0]).all()
+    halves = averages(steps[0], 2)
+    np.testing.assert_allclose(halves[:, 0], steps[0][:, :5].mean(1), atol=2e-5)
+    np.testing.assert_allclose(averages(steps[0]), steps[0], atol=2e-5)  # no more stretches than steps
+
+
+def test_a_step_is_timed_of_one_run_and_leaves_the_state(monkeypatch):
+    shapes = []
+
+    def seen(network, optimizer, state, *rest):
+        shapes.append([leaf.shape for leaf in jax.tree.leaves((state[0], rest[1].x))])
+        return epoch(network, optimizer, state, *rest)
+
+    epoch = networks._epoch
+    settings = {"rate": jnp.array([0.1, 0.1])}
+    trainer = Trainer(NETWORKS["batch"], digits([3, 4]), settings, seeds=[3, 4], batch_size=60, steps=4)
+    before = jax.tree.map(np.array, trainer.state)
+    monkeypatch.setattr(networks, "_epoch", seen)
+    # By a clock that ticks whenever it is looked at an epoch of four steps takes one tick.
+    ticks = itertools.count()
+    monkeypatch.setattr(networks, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    assert trainer.step_seconds(3) == 0.25
+    assert (1347, 64) in shapes[0]
+    jax.tree.map(np.testing.assert_array_equal, before, trainer.state)
+    assert next(ticks) == 2 * 4  # the first compiles
 
 
 def parts(data: Data) -> list[list[tuple]]:
