@@ -221,6 +221,6 @@ def recording(name: str, options: argparse.Namespace, steps: int) -> Iterator[Re
             yield record
             record.content["finished"] = True
         except KeyboardInterrupt:
-            CONSOLE.print(f"Interrupted: {len(record.rows)} finished runs are kept.")
+            CONSOLE.print(f"Interrupted: {len(record.rows)} runs are kept.")
         record.save()
     CONSOLE.print(f"wrote {record.folder}")
