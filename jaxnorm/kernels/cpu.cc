@@ -563,7 +563,7 @@ INLINE void measure(const T* x, int64_t n, bool center, Statistics<W, kRows>& s)
     }
     return;
   }
-  const auto d = deviations<T, kRows, 1>(x, n, n, center);
+  const auto d = deviations<T, kRows, kHalf<T> ? 1 : 4>(x, n, n, center);
   const double share = 1.0 / n;
   for (int k = 0; k < kRows; ++k) {
     const double rest = d.sum[k] * share, mean = d.mean[k], var = (d.squares[k] - d.sum[k] * rest) * share;
@@ -727,15 +727,19 @@ void backward_some(const RowsArguments& a, int64_t r, const Parameters<T, kShare
   });
 }
 
-// Rows at once: what one of them waits for is time for the others. Not where it is rare, for the compiler's time.
+// Four rows at once share what they wait for, or, long ones, a reading of the parameters. Short ones of whole precision
+// are worth more as one stream, which processors foresee. Not where it is rare, for the compiler's time.
 template <class T, bool kShared>
-constexpr int kTogether = kShared || sizeof(T) == 8 ? 1 : 4;
+constexpr bool kFours = !kShared && sizeof(T) < 8;
 
 // f(how many rows, the first)
-template <int kRows, class F>
-INLINE void rows(int64_t begin, int64_t end, F f) {
-  for (; begin + kRows <= end; begin += kRows) f(std::integral_constant<int, kRows>{}, begin);
-  if constexpr (kRows > 1) for (; begin < end; ++begin) f(std::integral_constant<int, 1>{}, begin);
+template <class T, bool kShared, class F>
+INLINE void rows(int64_t n, int64_t begin, int64_t end, F f) {
+  if constexpr (kFours<T, kShared>) {
+    const bool fours = kHalf<T> || n >= kLong;
+    for (; fours && begin + 4 <= end; begin += 4) f(std::integral_constant<int, 4>{}, begin);
+  }
+  for (; begin < end; ++begin) f(std::integral_constant<int, 1>{}, begin);
 }
 
 template <class T, bool kShared>
@@ -746,7 +750,7 @@ void forward_rows(const RowsArguments& a) {
   const auto bias = a.y ? parameters.Placed(a.bias, 0) : Array<W>();
   const int64_t chunk = ceil_div(kGrain, 4 * std::max<int64_t>(a.n, 1)) * 4;
   a.workers.Run(ceil_div(a.rows, chunk), [&](int64_t c) {
-    rows<kTogether<T, kShared>>(c * chunk, std::min(a.rows, (c + 1) * chunk), [&](auto some, int64_t r) {
+    rows<T, kShared>(a.n, c * chunk, std::min(a.rows, (c + 1) * chunk), [&](auto some, int64_t r) {
       forward_some<T, kShared, some.value>(a, r, parameters, factor.data(), bias.data());
     });
   });
@@ -769,7 +773,7 @@ void backward_rows(const RowsArguments& a) {
     W* own_dbias = a.dbias ? &dbias[by_set ? 0 : c * size] : nullptr;
     for (int64_t turn = 0; turn < turns; ++turn) {
       const int64_t from = turn * rows_of_turn, end = from + std::min(rows_of_turn, (c + 1) * chunk);
-      rows<kTogether<T, kShared>>(from + c * chunk, end, [&](auto some, int64_t r) {
+      rows<T, kShared>(a.n, from + c * chunk, end, [&](auto some, int64_t r) {
         backward_some<T, kShared, some.value>(a, r, parameters, factor.data(), own_dfactor, own_dbias);
       });
     }
