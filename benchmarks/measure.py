@@ -84,12 +84,12 @@ def preparation_rows(case: Case, dtype: str, names: list[str], rounds: int) -> I
 
 
 def model_rows(case: Case, dtype: str, names: list[str], rounds: int) -> Iterator[Row]:
-    """Gradients of the norm between two products, jitted whole."""
+    """Gradients of the norm between two products, jitted whole; in fewer rounds, since products take long."""
     found = contenders(case, dtype, names)
     found = {name: c for name, c in found.items() if c.x.shape == case.shape}  # the products have features last
     programs = {name: modes.in_model(c, case) for name, c in found.items()}
     calls = {name: modes.jitted(*program) for name, program in programs.items()}
-    for row in timed(calls, case, dtype, MODEL, rounds):
+    for row in timed(calls, case, dtype, MODEL, max(1, rounds // 4)):
         function, args = programs[row["contender"]]
         yield row | memory.compiled(function, *args)
 
