@@ -188,6 +188,21 @@ def test_a_forced_path_is_taken_or_refused(rng):
                 wrong()
 
 
+@pytest.mark.skipif(library.missing() is not None, reason="not compiled")
+def test_sets_much_wider_than_high_are_left_to_the_formulas_unless_the_kernels_are_asked_for():
+    """Batch norm of few images with features first, forward and backward; with features last it is the kernels'."""
+
+    def text(shape, feature_axis, implementation):
+        options = {"training": True, "feature_axis": feature_axis, "implementation": implementation}
+        norm = lambda x: jn.batch_norm(x, None, **options)[0].sum()
+        return jax.jit(jax.grad(norm)).lower(jnp.ones(shape)).compile().as_text()
+
+    assert "jaxnorm_" not in text((3, 4, 14, 14), 1, None)
+    assert "jaxnorm_" in text((3, 4, 14, 14), 1, "cpu")
+    assert "jaxnorm_" in text((4, 4, 14, 14), 1, None)
+    assert "jaxnorm_" in text((3, 14, 14, 4), -1, None)
+
+
 # -- many devices ------------------------------------------------------------------------------------------------------
 
 GRID = {

@@ -120,10 +120,11 @@ def _divided(here: Callable, names_in: list[str], names_out: list[str]) -> Calla
             spec = [() if s is None else s if isinstance(s, tuple) else (s,) for s in spec]
             spec += [()] * (len(x.shape) - len(spec))
             sizes = [math.prod(mesh.shape[n] for n in names) for names in spec]
-            whole = [
-                n % size or (n == size and a in own) for a, (n, size) in enumerate(zip(x.shape, sizes, strict=True))
+            divided = [
+                n % size == 0 and (n > size or a not in own)
+                for a, (n, size) in enumerate(zip(x.shape, sizes, strict=True))
             ]
-            return tuple(() if undivided else names for names, undivided in zip(spec, whole, strict=True))
+            return tuple(names if divides else () for names, divides in zip(spec, divided, strict=True))
 
         def specs(names: Iterable[str], arrays, places: Places):
             return [PartitionSpec(*_places(n, a.shape, places, norm)) for n, a in zip(names, arrays, strict=True)]
