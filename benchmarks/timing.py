@@ -17,8 +17,8 @@ QUANTILES = (0.2, 0.5, 0.8)
 
 
 def keep_memory() -> None:
-    """Freed memory stays with the process. The C library would give large arrays back to the system after every call,
-    and what is then measured is how fast the kernel maps pages."""
+    """Freed memory stays with the process, as far as glibc can be told. It would give large arrays back to the system
+    after every call, and what is then measured is how fast the kernel maps pages. Where that remains it is counted."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # of glibc alone; elsewhere page faults are counted
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no mappings of their own

@@ -117,6 +117,18 @@ def test_rounds_are_paired_and_quantiles_are_of_ratios():
     assert len({tuple(r) for r in rounds}) > 1
 
 
+def test_a_row_has_the_second_call_and_the_first_apart(monkeypatch):
+    from benchmarks import measure
+    from benchmarks.shapes import CASES
+
+    first = {"jaxnorm": np.full(3, 2.0), "other": np.full(3, 10.0)}
+    second = {"jaxnorm": np.full(3, 1.0), "other": np.full(3, 3.0)}
+    monkeypatch.setattr(measure, "interleaved", lambda calls, rounds: (first, second))
+    row = measure.timed(dict.fromkeys(first), CASES[0], "float32", "forward", 3)[1]
+    assert (row["contender"], row["seconds"], row["ratio"]) == ("other", [3.0] * 3, [3.0] * 3)
+    assert (row["first_seconds"], row["first_ratio"]) == ([10.0] * 3, [5.0] * 3)
+
+
 @pytest.mark.full
 def test_a_quick_run_measures_and_interruptions_lose_nothing(tmp_path):
     command = [sys.executable, "-m", "benchmarks", "--quick", "--output", str(tmp_path), "--dtype", "float32"]
