@@ -5,11 +5,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm.arguments import Call
-from jaxnorm.rules import affine, recomputed, visible, visible_parameter, width_of
+from jaxnorm.rules import affine, erf, recomputed, visible, visible_parameter, width_of
 
 
 def dynamic_tanh(
@@ -84,7 +83,7 @@ def dynamic_erf(
 
     Reference: Chen et al. 2025, arXiv:2512.10938.
     """
-    return _squash("dynamic_erf", lax.erf, x, alpha, shift, scale, bias, where, scale_offset, dtype)
+    return _squash("dynamic_erf", erf, x, alpha, shift, scale, bias, where, scale_offset, dtype)
 
 
 def _squash(

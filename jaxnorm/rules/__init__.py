@@ -40,6 +40,7 @@ from jaxnorm.rules.composed import apply as apply
 from jaxnorm.rules.composed import modulate as modulate
 from jaxnorm.rules.composed import recomputed as recomputed
 from jaxnorm.rules.composed import width_of as width_of
+from jaxnorm.rules.erf import erf as erf
 from jaxnorm.rules.formulas import spread as spread
 from jaxnorm.rules.roots import matrix_sqrt as matrix_sqrt
 from jaxnorm.rules.statistics import Area as Area
