@@ -62,9 +62,12 @@ CALLED_AS_HERE = ("jaxnorm", "jaxnorm on XLA", "Flax Linen", "jax.nn.standardize
 
 
 def eager_rows(case: Case, dtype: str, names: list[str], rounds: int) -> Iterator[Row]:
-    """Calls outside jit, as in a notebook or a test; not of objects that this benchmark would make for every call."""
+    """Calls outside jit, as in a notebook or a test; not of objects that this benchmark would make for every call.
+
+    In many rounds: a call takes microseconds, and the first fifty or so take two to four times as long.
+    """
     found = contenders(case, dtype, [name for name in names if name in CALLED_AS_HERE])
-    yield from timed({name: modes.eager(c) for name, c in found.items()}, case, dtype, "eager call", rounds)
+    yield from timed({name: modes.eager(c) for name, c in found.items()}, case, dtype, "eager call", 10 * rounds)
 
 
 def preparation_rows(case: Case, dtype: str, names: list[str], rounds: int) -> Iterator[Row]:

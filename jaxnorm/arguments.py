@@ -215,6 +215,18 @@ class Call:
             self.fail(f"`{name}` must divide the features", got, f"Divisors near {value}: {', '.join(map(str, near))}.")
         return value if group_size is None else features // value
 
+    def alike(self, name: str, value: ArrayLike) -> jax.Array:
+        """An array that is added to x."""
+        other = Call(self.function, value).x
+        if other.shape != self.x.shape:
+            got = f"{self._x}, {name}.shape={other.shape}"
+            self.fail(f"`{name}` must have x's shape", got, "Nothing is broadcast: the stream would change its shape.")
+        if other.dtype != self.x.dtype:
+            got = f"x of {self.x.dtype}, {name} of {other.dtype}"
+            todo = "Cast one: which, decides how the stream is rounded."
+            self.fail(f"`{name}` must have x's dtype", got, todo, TypeError)
+        return other
+
     # -- numbers and switches -----------------------------------------------------------------------------------------
 
     def positive(self, name: str, value: Any) -> int:
@@ -232,10 +244,7 @@ class Call:
         return number
 
     def numbers(self, epsilon: ArrayLike, scale_offset: ArrayLike = 0.0) -> None:
-        check_number(
-            self.function, "epsilon", epsilon, "must not be negative", "It is added to the variance inside the root."
-        )
-        check_number(self.function, "scale_offset", scale_offset, None, "It is the same for every entry of scale.")
+        check_numbers(self.function, epsilon, scale_offset)
 
     def training(self, training: Any) -> None:
         if isinstance(training, (bool, np.bool_)):
@@ -311,6 +320,12 @@ def check_number(
         raise ValueError(f"{function}: `{name}` must be one number; got an array of shape {jnp.shape(value)}. {why}")
     if bounds and not isinstance(value, Tracer) and not low <= float(value) <= high:
         raise ValueError(f"{function}: `{name}` {bounds}; got {name}={value}. {why}")
+
+
+def check_numbers(function: str, epsilon: ArrayLike, scale_offset: ArrayLike) -> None:
+    """The two that every norm has."""
+    check_number(function, "epsilon", epsilon, "must not be negative", "It is added to the variance inside the root.")
+    check_number(function, "scale_offset", scale_offset, None, "It is the same for every entry of scale.")
 
 
 def check_averaging(function: str, momentum: Any, ddof: Any, debias: Any) -> None:

@@ -120,7 +120,7 @@ class RunningStats(NamedTuple):
                 f"state of shape {self.mean.shape}. Take moments over every axis but the features'."
             )
         _same_kind("RunningStats.update", self, m)
-        return _update(self, m, averaging_rates(momentum), ddof=ddof, debias=debias)
+        return updated(self, m, averaging_rates(momentum), ddof=ddof, debias=debias)
 
     def _no_arithmetic(self, other: object) -> NoReturn:
         raise TypeError("RunningStats: arithmetic on the tuple would concatenate or repeat it; use update or blend.")
@@ -145,8 +145,13 @@ def averaging_rates(momentum: ArrayLike | None) -> Rates | None:
     return Rates(momentum, 1 - momentum, jnp.log(momentum))
 
 
+def updated(stats: RunningStats, m: Moments, rates: Rates | None, *, ddof: int, debias: bool) -> RunningStats:
+    """`RunningStats.update` for checked arguments."""
+    return _updated(stats, m, rates, ddof=ddof, debias=debias)
+
+
 @partial(jax.jit, static_argnames=("ddof", "debias"))
-def _update(stats: RunningStats, m: Moments, rates: Rates | None, *, ddof: int, debias: bool) -> RunningStats:
+def _updated(stats: RunningStats, m: Moments, rates: Rates | None, *, ddof: int, debias: bool) -> RunningStats:
     enough = m.count > ddof
     average = averaging(stats.count, enough, rates, debias)
     mean, var = average(stats.mean, m.mean), average(stats.var, _with_ddof(m, ddof))

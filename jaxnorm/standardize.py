@@ -18,6 +18,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import rules
 from jaxnorm.arguments import AxisLike, AxisName, Call, IndexGroups, real, wide
+from jaxnorm.eager import unless_zero
 from jaxnorm.moments import Moments, from_statistics
 from jaxnorm.rules import spread
 
@@ -226,10 +227,11 @@ def modulate(
     return rules.modulate(call.x, scale, bias, offset)
 
 
-def _numbers(epsilon: ArrayLike, offset: ArrayLike, *arrays: jax.Array | None) -> tuple[Any, Any]:
+def _numbers(epsilon: ArrayLike, offset: ArrayLike | None, *arrays: jax.Array | None) -> tuple[Any, Any]:
     """Both in the width of the computation; None for an offset of nothing."""
     width = _width(*(a.dtype for a in arrays if a is not None))
-    return _number(epsilon, width), None if type(offset) in (int, float) and offset == 0 else _number(offset, width)
+    offset = unless_zero(offset)
+    return _number(epsilon, width), None if offset is None else _number(offset, width)
 
 
 @functools.cache

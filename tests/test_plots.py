@@ -41,6 +41,7 @@ def per_feature() -> History:
 
 @pytest.fixture(autouse=True)
 def closed():
+    plt.close("all")  # what examples in docstrings leave open
     yield
     plt.close("all")
 

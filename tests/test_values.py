@@ -142,6 +142,17 @@ def test_masked_value_and_gradient_equal_the_reference(case, mask, rng):
     check(case, np.float32, where=where)
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
+def test_a_threshold_hides_no_nan_and_takes_the_gradient_of_a_tie(compiled):
+    x, tau = jnp.array([[[3.0], [4.0], [jnp.nan]], [[0.0], [0.0], [5.0]]]), jnp.array([0.0])
+    norm = lambda x, tau: jn.filter_response_norm(x, threshold=tau, epsilon=0.0)
+    norm = jax.jit(norm) if compiled else norm
+    assert np.isnan(norm(x, tau)[0]).all()
+    assert np.isnan(norm(jnp.ones((2, 3, 1)), jnp.array([jnp.nan]))).all()
+    zeros_share = jax.grad(lambda tau: norm(x, tau)[1].sum())(tau)
+    np.testing.assert_array_equal(zeros_share, [2.0])  # of both ties, as a ReLU's zero: none to z
+
+
 @pytest.mark.parametrize("case", having(), ids=str)
 def test_without_parameters(case):
     x, *_ = case.data()

@@ -10,14 +10,16 @@ from jaxnorm.arguments import (
     Call,
     IndexGroups,
     check_averaging,
+    check_numbers,
     dtype_of,
     is_complex,
     is_inexact,
     wide,
 )
+from jaxnorm.eager import one_program, unless_zero
 from jaxnorm.norms.ghost import standardize_ghosts
 from jaxnorm.rules import Area, spread
-from jaxnorm.running import RunningStats
+from jaxnorm.running import RunningStats, averaging_rates, updated
 from jaxnorm.standardize import normalize_area, standardize_area
 
 
@@ -93,6 +95,37 @@ def batch_norm(
     Reference: Ioffe & Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2; ghosts: Hoffer, Hubara & Soudry 2017,
     arXiv:1705.08741, algorithm 1.
     """
+    check_numbers("batch_norm", epsilon, scale_offset)
+    check_averaging("batch_norm", momentum, ddof, debias)
+    arrays = x, stats, where, scale, bias, epsilon, unless_zero(scale_offset), averaging_rates(momentum)
+    devices = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
+    averaging = {"ghost_size": ghost_size, "ddof": ddof, "debias": debias}
+    options = {"training": training, "feature_axis": feature_axis, "dtype": dtype, "implementation": implementation}
+    y, new = _batch_norm(*arrays, **devices, **averaging, **options)
+    return y, new if training else stats
+
+
+@one_program
+def _batch_norm(
+    x,
+    stats,
+    where,
+    scale,
+    bias,
+    epsilon,
+    offset,
+    rates,
+    *,
+    axis_name,
+    axis_index_groups,
+    ghost_size,
+    ddof,
+    debias,
+    training,
+    feature_axis,
+    dtype,
+    implementation,
+) -> tuple[jax.Array, RunningStats | None]:
     call = Call("batch_norm", x)
     call.training(training)
     features = call.axes(feature_axis, "feature_axis")
@@ -100,20 +133,18 @@ def batch_norm(
     scale = call.short_parameter("scale", scale, features, "feature axes")
     bias = call.short_parameter("bias", bias, features, "feature axes")
     where = call.mask(where)
-    call.numbers(epsilon, scale_offset)
     call.implementation(implementation)
-    check_averaging("batch_norm", momentum, ddof, debias)
     ghost_size = None if ghost_size is None else call.positive("ghost_size", ghost_size)
     if ghost_size is not None and axis_name is not None:
         got = f"ghost_size={ghost_size}, axis_name={axis_name!r}"
         todo = "Ghosts split statistics, axis_name joins them: leave one out."
         call.fail("`ghost_size` and `axis_name` exclude each other", got, todo)
     check_state(call, stats, call.shape(features), training)
-    options = {"epsilon": epsilon, "scale_offset": scale_offset, "dtype": call.output_dtype(dtype)}
+    options = {"epsilon": epsilon, "scale_offset": offset, "dtype": call.output_dtype(dtype)}
     if not training:
         assert stats is not None  # check_state said so
         given = stats.mean, stats.var, scale, bias
-        return normalize_area(call.x, *given, features=features, where=where, **options), stats
+        return normalize_area(call.x, *given, features=features, where=where, **options), None
 
     axis_name, groups = call.devices(axis_name, axis_index_groups)
     if ghost_size is None:
@@ -124,9 +155,7 @@ def batch_norm(
         parameters = (spread(p, call.x.ndim, features) for p in (scale, bias))
         options["implementation"] = implementation
         y, m = standardize_ghosts(call, where, *parameters, axes=axes, size=ghost_size, **options)
-    if stats is None:
-        return y, None
-    return y, stats.update(m, momentum=momentum, ddof=ddof, debias=debias)
+    return y, None if stats is None else updated(stats, m, rates, ddof=ddof, debias=debias)
 
 
 def check_state(call: Call, stats: RunningStats | None, features: tuple[int, ...], training: bool) -> None:

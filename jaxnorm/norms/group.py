@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm.arguments import Axes, AxisLike, AxisName, Call, wide
+from jaxnorm.arguments import Axes, AxisLike, AxisName, Call, check_numbers, wide
+from jaxnorm.eager import one_program, unless_zero
 from jaxnorm.rules import Area, spread
 from jaxnorm.standardize import standardize_area
 
@@ -63,6 +64,29 @@ def group_norm(
 
     Reference: Wu & He 2018, arXiv:1803.08494, eq. 7.
     """
+    check_numbers("group_norm", epsilon, scale_offset)
+    groups = {"num_groups": num_groups, "group_size": group_size, "feature_axis": feature_axis, "axis": axis}
+    options = {"axis_name": axis_name, "dtype": dtype, "implementation": implementation}
+    return _group_norm(x, where, scale, bias, epsilon, unless_zero(scale_offset), **groups, **options)
+
+
+@one_program
+def _group_norm(
+    x,
+    where,
+    scale,
+    bias,
+    epsilon,
+    offset,
+    *,
+    num_groups,
+    group_size,
+    feature_axis,
+    axis,
+    axis_name,
+    dtype,
+    implementation,
+) -> jax.Array:
     call = Call("group_norm", x)
     features = call.axes(feature_axis, "feature_axis")
     if not features:
@@ -70,7 +94,6 @@ def group_norm(
     count = math.prod(call.shape(features))
     groups = call.num_groups(num_groups, group_size, count, feature_axis)
     space = space_axes(call, axis, features)
-    call.numbers(epsilon, scale_offset)
     call.implementation(implementation)
     if groups == count:
         call.several_values(space, axis_name, None)
@@ -83,7 +106,7 @@ def group_norm(
         area=Area(space, *call.devices(axis_name)),
         epsilon=epsilon,
         where=call.mask(where),
-        scale_offset=scale_offset,
+        scale_offset=offset,
         dtype=call.output_dtype(dtype),
         implementation=implementation,
     )
@@ -140,10 +163,19 @@ def instance_norm(
 
     Reference: Ulyanov, Vedaldi & Lempitsky 2016, arXiv:1607.08022, eq. 2.
     """
+    check_numbers("instance_norm", epsilon, scale_offset)
+    options = {"axis_name": axis_name, "dtype": dtype, "implementation": implementation}
+    numbers = epsilon, unless_zero(scale_offset)
+    return _instance_norm(x, where, scale, bias, *numbers, feature_axis=feature_axis, axis=axis, **options)
+
+
+@one_program
+def _instance_norm(
+    x, where, scale, bias, epsilon, offset, *, feature_axis, axis, axis_name, dtype, implementation
+) -> jax.Array:
     call = Call("instance_norm", x)
     features = call.axes(feature_axis, "feature_axis")
     space = space_axes(call, axis, features)
-    call.numbers(epsilon, scale_offset)
     call.implementation(implementation)
     call.several_values(space, axis_name, None)
     y, _ = standardize_area(
@@ -154,7 +186,7 @@ def instance_norm(
         area=Area(space, *call.devices(axis_name)),
         epsilon=epsilon,
         where=call.mask(where),
-        scale_offset=scale_offset,
+        scale_offset=offset,
         dtype=call.output_dtype(dtype),
         implementation=implementation,
     )

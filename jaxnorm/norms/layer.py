@@ -5,7 +5,8 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm.arguments import AxisLike, AxisName, Call
+from jaxnorm.arguments import AxisLike, AxisName, Call, check_numbers
+from jaxnorm.eager import one_program, unless_zero
 from jaxnorm.rules import Area
 from jaxnorm.standardize import standardize_rows
 
@@ -56,9 +57,9 @@ def layer_norm(
 
     Reference: Ba, Kiros & Hinton 2016, arXiv:1607.06450, eq. 3.
     """
-    call = Call("layer_norm", x)
-    options = {"epsilon": epsilon, "scale_offset": scale_offset, "dtype": dtype, "implementation": implementation}
-    return normalize_features(call, scale, bias, center=True, axis=axis, where=where, axis_name=axis_name, **options)
+    options = {"axis": axis, "axis_name": axis_name, "dtype": dtype, "implementation": implementation}
+    numbers = {"epsilon": epsilon, "where": where, "scale_offset": scale_offset}
+    return normalize_features("layer_norm", x, scale, bias, center=True, **numbers, **options)
 
 
 def rms_norm(
@@ -101,18 +102,19 @@ def rms_norm(
 
     Reference: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
     """
-    call = Call("rms_norm", x)
-    options = {"epsilon": epsilon, "scale_offset": scale_offset, "dtype": dtype, "implementation": implementation}
-    return normalize_features(call, scale, None, center=False, axis=axis, where=where, axis_name=axis_name, **options)
+    options = {"axis": axis, "axis_name": axis_name, "dtype": dtype, "implementation": implementation}
+    numbers = {"epsilon": epsilon, "where": where, "scale_offset": scale_offset}
+    return normalize_features("rms_norm", x, scale, None, center=False, **numbers, **options)
 
 
 def normalize_features(
-    call: Call,
-    scale,
-    bias,
+    function: str,
+    x: ArrayLike,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
     *,
     center: bool,
-    stream: jax.Array | None = None,
+    residual: ArrayLike | None = None,
     axis: AxisLike | None = -1,
     epsilon: ArrayLike = 1e-6,
     where: ArrayLike | None = None,
@@ -121,9 +123,20 @@ def normalize_features(
     dtype: DTypeLike | None = None,
     implementation: str | None = None,
 ) -> Any:
-    """Both norms; with a stream, to which x is added first, (y, the sum)."""
+    """Layer norm or, uncentred, RMS norm, of x or of x + residual; called `function` in messages."""
+    check_numbers(function, epsilon, scale_offset)
+    arrays = x, residual, where, scale, bias, epsilon, unless_zero(scale_offset)
+    static = {"axis": axis, "axis_name": axis_name, "dtype": dtype, "implementation": implementation}
+    return _normalize_features(*arrays, function=function, center=center, **static)
+
+
+@one_program
+def _normalize_features(
+    x, residual, where, scale, bias, epsilon, offset, *, function, center, axis, axis_name, dtype, implementation
+) -> Any:
+    call = Call(function, x)
+    stream = None if residual is None else call.alike("residual", residual)
     axes = call.axes(axis)
-    call.numbers(epsilon, scale_offset)
     call.implementation(implementation)
     return standardize_rows(
         call.x,
@@ -133,7 +146,7 @@ def normalize_features(
         area=Area(axes, *call.devices(axis_name), center=center),
         epsilon=epsilon,
         where=call.mask(where),
-        scale_offset=scale_offset,
+        scale_offset=offset,
         dtype=call.output_dtype(dtype),
         implementation=implementation,
     )

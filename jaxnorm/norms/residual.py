@@ -5,7 +5,6 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
-from jaxnorm.arguments import Call
 from jaxnorm.norms.layer import normalize_features
 
 
@@ -38,8 +37,7 @@ def add_rms_norm(
 
     Reference: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4; pre-norm: Xiong et al. 2020, arXiv:2002.04745, table 1.
     """
-    call, stream = _both("add_rms_norm", x, residual)
-    return normalize_features(call, scale, None, center=False, stream=stream, **options)
+    return normalize_features("add_rms_norm", x, scale, None, center=False, residual=residual, **options)
 
 
 def add_layer_norm(
@@ -68,18 +66,4 @@ def add_layer_norm(
 
     Reference: Ba, Kiros & Hinton 2016, arXiv:1607.06450, eq. 3; pre-norm: as `add_rms_norm`.
     """
-    call, stream = _both("add_layer_norm", x, residual)
-    return normalize_features(call, scale, bias, center=True, stream=stream, **options)
-
-
-def _both(function: str, x: ArrayLike, residual: ArrayLike) -> tuple[Call, jax.Array]:
-    call, stream = Call(function, x), Call(function, residual)
-    if call.x.shape != stream.x.shape:
-        got = f"x.shape={call.x.shape}, residual.shape={stream.x.shape}"
-        call.fail("`residual` must have x's shape", got, "Nothing is broadcast: the stream would change its shape.")
-    if call.x.dtype != stream.x.dtype:
-        got = f"x of {call.x.dtype}, residual of {stream.x.dtype}"
-        call.fail(
-            "`residual` must have x's dtype", got, "Cast one: which, decides how the stream is rounded.", TypeError
-        )
-    return call, stream.x
+    return normalize_features("add_layer_norm", x, scale, bias, center=True, residual=residual, **options)
