@@ -26,6 +26,13 @@
 #include <type_traits>
 #include <vector>
 
+#if defined(__x86_64__) && !defined(__clang__) && __GNUC__ >= 12 && !defined(JAXNORM_BASELINE)
+#define JAXNORM_MULTIVERSION
+#endif
+#if defined(JAXNORM_MULTIVERSION) || defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 #include "xla/ffi/api/ffi.h"
 
 #define INLINE inline __attribute__((always_inline))
@@ -114,8 +121,17 @@ struct ColumnsArguments {
 
 }  // namespace jaxnorm
 
-#if defined(__x86_64__) && !defined(__clang__) && __GNUC__ >= 12 && !defined(JAXNORM_BASELINE)
-#define JAXNORM_MULTIVERSION
+#ifdef JAXNORM_MULTIVERSION
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4,avx512bf16")
+#define JAXNORM_ISA avx512bf16
+#define JAXNORM_BYTES 64
+#define JAXNORM_BFLOAT16
+#include "cpu.cc"
+#undef JAXNORM_ISA
+#undef JAXNORM_BYTES
+#undef JAXNORM_BFLOAT16
+#pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4")
 #define JAXNORM_ISA avx512
@@ -141,13 +157,15 @@ struct ColumnsArguments {
 
 namespace jaxnorm {
 
+// Of the best instruction set that this processor has.
 #ifdef JAXNORM_MULTIVERSION
-#define KERNEL(name)                                               \
-  (__builtin_cpu_supports("x86-64-v4")   ? avx512::name \
-   : __builtin_cpu_supports("x86-64-v3") ? avx2::name   \
-                                         : baseline::name)
+#define RUN(kernel, a)                                                                           \
+  ((a).dtype == ffi::BF16 && __builtin_cpu_supports("avx512bf16") ? avx512bf16::kernel(a)        \
+   : __builtin_cpu_supports("x86-64-v4")                          ? avx512::kernel(a)            \
+   : __builtin_cpu_supports("x86-64-v3")                          ? avx2::kernel(a)              \
+                                                                  : baseline::kernel(a))
 #else
-#define KERNEL(name) baseline::name
+#define RUN(kernel, a) baseline::kernel(a)
 #endif
 
 using In = ffi::AnyBuffer;
@@ -158,22 +176,20 @@ void* data(Out& array) { return array->element_count() ? array->untyped_data() :
 
 ffi::Error rows_forward(ffi::ThreadPool pool, In x, In added, In factor, In bias, In epsilon, Out y, Out sum, Out mean,
                         Out residual, Out var, bool center, int64_t kept, int64_t repeat) {
-  static const auto kernel = KERNEL(rows_forward);
   RowsArguments a{Workers(&pool, 2 * x.size_bytes()), x.element_type()};
   a.rows = x.dimensions()[0], a.n = x.dimensions()[1], a.kept = kept, a.repeat = repeat, a.center = center;
   a.x = data(x), a.added = data(added), a.factor = data(factor), a.bias = data(bias), a.epsilon = data(epsilon);
   a.y = data(y), a.sum = data(sum), a.mean = data(mean), a.residual = data(residual), a.var = data(var);
-  return kernel(a);
+  return RUN(rows_forward, a);
 }
 
 ffi::Error rows_backward(ffi::ThreadPool pool, In x, In factor, In epsilon, In dy, In dh, Out dx, Out dfactor,
                          Out dbias, bool center, int64_t kept, int64_t repeat) {
-  static const auto kernel = KERNEL(rows_backward);
   RowsArguments a{Workers(&pool, 3 * x.size_bytes()), x.element_type()};
   a.rows = x.dimensions()[0], a.n = x.dimensions()[1], a.kept = kept, a.repeat = repeat, a.center = center;
   a.x = data(x), a.factor = data(factor), a.epsilon = data(epsilon), a.dy = data(dy), a.dh = data(dh);
   a.dx = data(dx), a.dfactor = data(dfactor), a.dbias = data(dbias);
-  return kernel(a);
+  return RUN(rows_backward, a);
 }
 
 // Their shape is given beside them: before an array with dimensions of 1 XLA may put a copy of it.
@@ -183,21 +199,19 @@ ColumnsArguments columns(ffi::ThreadPool& pool, const In& x, ffi::Span<const int
 
 ffi::Error columns_forward(ffi::ThreadPool pool, In x, In factor, In bias, In epsilon, Out y, Out mean, Out residual,
                            Out var, ffi::Span<const int64_t> shape) {
-  static const auto kernel = KERNEL(columns_forward);
   auto a = columns(pool, x, shape);
   a.x = data(x), a.factor = data(factor), a.bias = data(bias), a.epsilon = data(epsilon);
   a.y = data(y), a.mean = data(mean), a.residual = data(residual), a.var = data(var);
-  return kernel(a);
+  return RUN(columns_forward, a);
 }
 
 ffi::Error columns_backward(ffi::ThreadPool pool, In x, In mean, In residual, In var, In factor, In epsilon, In dy,
                             Out dx, Out dfactor, Out dbias, ffi::Span<const int64_t> shape) {
-  static const auto kernel = KERNEL(columns_backward);
   auto a = columns(pool, x, shape);
   a.x = data(x), a.factor = data(factor), a.epsilon = data(epsilon), a.dy = data(dy);
   a.mean = mean.untyped_data(), a.residual = residual.untyped_data(), a.var = var.untyped_data();
   a.dx = data(dx), a.dfactor = data(dfactor), a.dbias = data(dbias);
-  return kernel(a);
+  return RUN(columns_backward, a);
 }
 
 }  // namespace jaxnorm
@@ -287,6 +301,15 @@ INLINE Floats widen_lower(Words w) {
 }
 INLINE Pair widen(Words w, float16) { return {widen_lower(w), widen_lower(w >> 16)}; }
 
+#ifdef JAXNORM_BFLOAT16
+// By its own instruction, which takes subnormal numbers for zero, as XLA's threads do in all arithmetic.
+INLINE Words narrow(Pair v, bfloat16) {
+  const Halves both = (Halves)_mm512_cvtne2ps_pbh((__m512)v.odd, (__m512)v.even);
+  const Halves turns = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return (Words)__builtin_shuffle(both, turns);
+}
+#else
 // To the nearest, ties to even. The NaN of a computation has a bit in the upper half: cut off, it stays one.
 INLINE Words narrow(Pair v, bfloat16) {
   const Words even = (Words)v.even, odd = (Words)v.odd;
@@ -294,6 +317,7 @@ INLINE Words narrow(Pair v, bfloat16) {
   const Halves up = (Halves)((lower | (upper & 1)) > 0x8000) & (Halves)((upper & 0x7f80) != 0x7f80);
   return (Words)(upper - up);
 }
+#endif
 
 INLINE Words narrow_one(Floats v) {
   const Words u = (Words)v, magnitude = u & 0x7fffffff;
@@ -1190,11 +1214,12 @@ void backward_columns(const ColumnsArguments& a) {
 template <class F>
 ffi::Error by_dtype(ffi::DataType dtype, F f) {
   switch (dtype) {
-    case ffi::F32:
-      f(float{});
-      break;
     case ffi::BF16:
       f(bfloat16{});
+      break;
+#ifndef JAXNORM_BFLOAT16
+    case ffi::F32:
+      f(float{});
       break;
     case ffi::F16:
       f(float16{});
@@ -1202,6 +1227,7 @@ ffi::Error by_dtype(ffi::DataType dtype, F f) {
     case ffi::F64:
       f(double{});
       break;
+#endif
     default:
       return ffi::Error::InvalidArgument("jaxnorm: no kernel for this dtype");
   }
