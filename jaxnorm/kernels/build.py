@@ -30,6 +30,7 @@ FLAGS = ["-std=c++17", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fvisibili
 # For one kind of processor alone, to be tested on a newer one.
 ONLY = {
     "baseline": ["-DJAXNORM_BASELINE"],
+    "avx512": ["-DJAXNORM_BASELINE", "-DJAXNORM_BYTES=64", "-march=x86-64-v4"],
     "avx2": ["-DJAXNORM_BASELINE", "-DJAXNORM_BYTES=32", "-march=x86-64-v3"],
 }
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1"]
