@@ -63,7 +63,7 @@ class Call:
     `x` is the input as an array of floating (or complex) dtype; booleans and integers become float32.
     """
 
-    def __init__(self, function: str, x: ArrayLike):
+    def __init__(self, function: str, x: ArrayLike, name: str = "x"):
         self.function = function
         self.x: jax.Array
         if _is_array(x):
@@ -73,16 +73,16 @@ class Call:
             try:
                 x = np.asarray(x)
             except ValueError:
-                self.fail("`x` must be an array", f"a ragged {type(x).__name__}", "Pad it and pass where=.")
+                self.fail(f"`{name}` must be an array", f"a ragged {type(x).__name__}", "Pad it and pass where=.")
         if not hasattr(x, "dtype") and not isinstance(x, (bool, int, float, complex)):
-            self.fail("`x` must be an array", f"{type(x).__name__}", "Pass a JAX or NumPy array.", TypeError)
+            self.fail(f"`{name}` must be an array", f"{type(x).__name__}", "Pass a JAX or NumPy array.", TypeError)
         try:
             self.x = jnp.asarray(x)
         except TypeError:
-            self.fail("`x` must hold numbers", f"dtype {np.asarray(x).dtype}", "Convert it first.", TypeError)
+            self.fail(f"`{name}` must hold numbers", f"dtype {np.asarray(x).dtype}", "Convert it first.", TypeError)
         if not jnp.issubdtype(self.x.dtype, jnp.inexact):
             if not (jnp.issubdtype(self.x.dtype, jnp.integer) or self.x.dtype == jnp.bool_):
-                self.fail("`x` must hold numbers", f"dtype {self.x.dtype}", "Convert it first.", TypeError)
+                self.fail(f"`{name}` must hold numbers", f"dtype {self.x.dtype}", "Convert it first.", TypeError)
             self.x = self.x.astype(jnp.float32)
 
     def fail(self, rule: str, got: str, todo: str, kind: type[Exception] = ValueError) -> NoReturn:
@@ -217,7 +217,7 @@ class Call:
 
     def alike(self, name: str, value: ArrayLike) -> jax.Array:
         """An array that is added to x."""
-        other = Call(self.function, value).x
+        other = Call(self.function, value, name).x
         if other.shape != self.x.shape:
             got = f"{self._x}, {name}.shape={other.shape}"
             self.fail(f"`{name}` must have x's shape", got, "Nothing is broadcast: the stream would change its shape.")

@@ -111,10 +111,7 @@ def _standardize_area(x, scale, bias, where, epsilon, offset, *, features, area,
 
 
 def standardize_rows(x, scale, bias, *, stream=None, area, epsilon, where, scale_offset, dtype, implementation=None):
-    """Layer and RMS norm for checked arguments: y; with a stream, which is added first, (y, x + stream).
-
-    One primitive, where it can be: a call outside jit needs no program around it.
-    """
+    """Layer and RMS norm for checked arguments: y; with a stream, which is added first, (y, x + stream)."""
     numbers = _numbers(epsilon, scale_offset, x, scale, bias)
     y, *h = rules.standardize_rows(x, stream, where, scale, bias, *numbers, area, dtype, implementation)
     return (y, *h) if h else y

@@ -1,5 +1,9 @@
 """A call outside any trace is one program: static facts are checked once, values in every call."""
 
+import collections
+import logging
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +89,60 @@ def test_equal_is_not_the_same(good, bad, message, x):
     good(x)
     with pytest.raises(TypeError, match=message):
         bad(x)
+
+
+@pytest.mark.parametrize("offset", [1.0, 1, 0.5, np.float32(0.5), 2**31])
+def test_an_offset_is_added(offset, x):
+    scale = jnp.array([1.0, 2.0, 3.0])
+    expected = jn.layer_norm(x, scale + np.float32(offset))
+    np.testing.assert_allclose(jn.layer_norm(x, scale, scale_offset=offset), expected, rtol=1e-6)
+
+
+def test_numbers_may_be_of_any_size(x):
+    assert float(jnp.max(jnp.abs(jn.layer_norm(x, epsilon=10**30)))) < 1e-12
+
+
+@each
+def test_traced_it_is_part_of_the_program_around_it(call, x):
+    names = {e.params.get("name", "") for e in jax.make_jaxpr(call)(x).eqns}
+    assert not {name for name in names if name.endswith("_norm") or name.endswith("_features")}
+
+
+def test_different_calls_in_turn_are_not_traced_again(x, checks):
+    for _ in range(2):
+        checks.clear()
+        [jn.layer_norm(x, axis=axis) for axis in (0, 1, (1, 2), None)]
+    assert not checks
+
+
+def test_inference_does_nothing_with_what_it_ignores(x):
+    """The logarithm of no momentum would be an infinity, found where nobody asked for it."""
+    with jax.debug_infs(True):
+        jn.batch_norm(x, STATS, training=False, momentum=jnp.float32(0))
+
+
+@pytest.mark.parametrize("state", [jn.RunningStats, jnp.ones(3), (1.0, 2.0, 3.0)], ids=["class", "array", "tuple"])
+def test_what_is_no_state_is_called_by_its_name(state, x):
+    with pytest.raises(TypeError, match=f"must be a RunningStats; got {type(state).__name__}"):
+        jn.batch_norm(x, state, training=True)
+
+
+def test_a_named_tuple_is_a_tuple():
+    Point = collections.namedtuple("Point", "a b c")
+    np.testing.assert_array_equal(jn.layer_norm(Point(1.0, 2.0, 4.0)), jn.layer_norm((1.0, 2.0, 4.0)))
+    jn.layer_norm(jnp.ones((2, 3, 4)), axis=collections.namedtuple("Axes", "a b")(1, 2))
+    with pytest.raises(TypeError, match="`axis` must be an int"):
+        jn.layer_norm(jnp.ones((2, 3, 4)), axis=collections.namedtuple("Axes", "a b")(1.0, 2))
+
+
+@each
+def test_programs_have_names(call, x):
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        jax.clear_caches()
+        heard = []
+        patch.setattr(logging.getLogger("jax._src.interpreters.pxla"), "handle", lambda r: heard.append(r.getMessage()))
+        call(x, epsilon=0.7)
+    assert any(re.search(r"Compiling jit\(_\w+_(norm|features)\)", message) for message in heard), heard
 
 
 @each

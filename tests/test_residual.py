@@ -63,5 +63,7 @@ def test_errors(name):
         form(jnp.ones((2, 3)), jnp.ones((3,)))
     with pytest.raises(TypeError, match=f"{name}: .*dtype"):
         form(jnp.ones((2, 3)), jnp.ones((2, 3), jnp.bfloat16))
+    with pytest.raises(TypeError, match=f"{name}: `residual` must be an array; got NoneType"):
+        form(jnp.ones((2, 3)), None)
     with pytest.raises(ValueError, match="scale"):
         form(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones(2))

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import re
 import subprocess
 import sys
@@ -266,6 +267,39 @@ def test_one_entry_of_a_parameter_to_a_device_is_not_one_for_all(axis, path, rng
 
     close = functools.partial(np.testing.assert_allclose, rtol=2e-6, atol=1e-4)
     jax.tree.map(close, gradients(sharded, scale, bias, dy), gradients(x, scale, bias, dy))
+
+
+BEHIND_A_RESHAPE = {
+    "ghosts fewer than devices": lambda x, p: jn.batch_norm(x, None, p, training=True, ghost_size=4)[0],
+    "ghosts and a remainder": lambda x, p: jn.batch_norm(x, None, p, training=True, ghost_size=3)[0],
+    "fewer groups than devices": lambda x, p: jn.group_norm(x.transpose(2, 1, 0), num_groups=2),
+    "some samples": lambda x, p: jn.layer_norm(x[:6], p),
+    "samples split": lambda x, p: jn.layer_norm(x.reshape(2, 4, 6, 4), p),
+    "samples joined": lambda x, p: jn.instance_norm(x.reshape(2, 24, 4), p),
+    "unevenly divided": lambda x, p: jn.instance_norm(x[:6].reshape(2, 3, 6, 4), p),
+}
+
+
+@pytest.mark.parametrize("name", BEHIND_A_RESHAPE)
+@pytest.mark.parametrize("sizes", [(4,), *(pytest.param(s, marks=pytest.mark.full) for s in ((2, 2), (2, 4)))], ids=str)
+def test_axes_that_xla_divides_unevenly_or_by_a_part_of_a_mesh_axis(name, sizes, rng):
+    names = ("a", "b")[: len(sizes)]
+    devices = jax.devices()[: math.prod(sizes)]
+    mesh = jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+    x, p, dy = (jnp.asarray(rng.normal(1, 2, shape), jnp.float32) for shape in ((8, 6, 4), (4,), (192,)))
+    norm = BEHIND_A_RESHAPE[name]
+
+    def loss(x, p):
+        y = norm(x, p).ravel()
+        return jnp.sum(y * dy[: y.size]), y
+
+    def step(x, p):
+        return jax.grad(loss, (0, 1), has_aux=True)(x, p)
+
+    expected = jax.jit(step)(x, p)
+    for spec in {P(names[0]), P(names), P(names[-1])}:
+        found = jax.jit(step)(jax.device_put(x, NamedSharding(mesh, spec)), p)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), found, expected)
 
 
 def test_a_jax_that_cannot_divide_kernels_is_reported_once(monkeypatch):

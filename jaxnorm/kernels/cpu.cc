@@ -160,10 +160,10 @@ namespace jaxnorm {
 // Of the best instruction set that this processor has.
 #ifdef JAXNORM_MULTIVERSION
 #define RUN(kernel, a)                                                                           \
-  ((a).dtype == ffi::BF16 && __builtin_cpu_supports("avx512bf16") ? avx512bf16::kernel(a)        \
-   : __builtin_cpu_supports("x86-64-v4")                          ? avx512::kernel(a)            \
-   : __builtin_cpu_supports("x86-64-v3")                          ? avx2::kernel(a)              \
-                                                                  : baseline::kernel(a))
+  (!__builtin_cpu_supports("x86-64-v4")                                                          \
+       ? __builtin_cpu_supports("x86-64-v3") ? avx2::kernel(a) : baseline::kernel(a)             \
+   : (a).dtype == ffi::BF16 && __builtin_cpu_supports("avx512bf16") ? avx512bf16::kernel(a)      \
+                                                                    : avx512::kernel(a))
 #else
 #define RUN(kernel, a) baseline::kernel(a)
 #endif

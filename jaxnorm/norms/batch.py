@@ -16,10 +16,10 @@ from jaxnorm.arguments import (
     is_inexact,
     wide,
 )
-from jaxnorm.eager import one_program, unless_zero
+from jaxnorm.eager import number, one_program, unless_zero
 from jaxnorm.norms.ghost import standardize_ghosts
 from jaxnorm.rules import Area, spread
-from jaxnorm.running import RunningStats, averaging_rates, updated
+from jaxnorm.running import Rates, RunningStats, averaging_rates, updated
 from jaxnorm.standardize import normalize_area, standardize_area
 
 
@@ -97,7 +97,9 @@ def batch_norm(
     """
     check_numbers("batch_norm", epsilon, scale_offset)
     check_averaging("batch_norm", momentum, ddof, debias)
-    arrays = x, stats, where, scale, bias, epsilon, unless_zero(scale_offset), averaging_rates(momentum)
+    check_is_state("batch_norm", stats)
+    rates = None if training is False else averaging_rates(momentum)
+    arrays = x, stats, where, scale, bias, number(epsilon), unless_zero(scale_offset), rates
     devices = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
     averaging = {"ghost_size": ghost_size, "ddof": ddof, "debias": debias}
     options = {"training": training, "feature_axis": feature_axis, "dtype": dtype, "implementation": implementation}
@@ -105,7 +107,7 @@ def batch_norm(
     return y, new if training else stats
 
 
-@one_program
+@one_program(RunningStats, Rates)
 def _batch_norm(
     x,
     stats,
@@ -158,14 +160,18 @@ def _batch_norm(
     return y, None if stats is None else updated(stats, m, rates, ddof=ddof, debias=debias)
 
 
+def check_is_state(function: str, stats: RunningStats | None) -> None:
+    if not (stats is None or isinstance(stats, RunningStats)):
+        rule = "`stats` must be a RunningStats"
+        raise TypeError(f"{function}: {rule}; got {type(stats).__name__}. Start from RunningStats.init(features).")
+
+
 def check_state(call: Call, stats: RunningStats | None, features: tuple[int, ...], training: bool) -> None:
     if stats is None:
         if not training:
             call.fail("inference needs running statistics", "stats=None", "Pass the state that training returned.")
         return
-    if not isinstance(stats, RunningStats):
-        got = f"{type(stats).__name__}"
-        call.fail("`stats` must be a RunningStats", got, "Start from RunningStats.init(features).", TypeError)
+    check_is_state(call.function, stats)
     for name, value in stats._asdict().items():
         if jnp.shape(value) != features:
             got = f"stats.{name}.shape={jnp.shape(value)}, x.shape={call.x.shape}, features {features}"

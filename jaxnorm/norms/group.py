@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm.arguments import Axes, AxisLike, AxisName, Call, check_numbers, wide
-from jaxnorm.eager import one_program, unless_zero
+from jaxnorm.eager import number, one_program, unless_zero
 from jaxnorm.rules import Area, spread
 from jaxnorm.standardize import standardize_area
 
@@ -67,10 +67,10 @@ def group_norm(
     check_numbers("group_norm", epsilon, scale_offset)
     groups = {"num_groups": num_groups, "group_size": group_size, "feature_axis": feature_axis, "axis": axis}
     options = {"axis_name": axis_name, "dtype": dtype, "implementation": implementation}
-    return _group_norm(x, where, scale, bias, epsilon, unless_zero(scale_offset), **groups, **options)
+    return _group_norm(x, where, scale, bias, number(epsilon), unless_zero(scale_offset), **groups, **options)
 
 
-@one_program
+@one_program()
 def _group_norm(
     x,
     where,
@@ -165,11 +165,11 @@ def instance_norm(
     """
     check_numbers("instance_norm", epsilon, scale_offset)
     options = {"axis_name": axis_name, "dtype": dtype, "implementation": implementation}
-    numbers = epsilon, unless_zero(scale_offset)
+    numbers = number(epsilon), unless_zero(scale_offset)
     return _instance_norm(x, where, scale, bias, *numbers, feature_axis=feature_axis, axis=axis, **options)
 
 
-@one_program
+@one_program()
 def _instance_norm(
     x, where, scale, bias, epsilon, offset, *, feature_axis, axis, axis_name, dtype, implementation
 ) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm.arguments import AxisLike, AxisName, Call, check_numbers
-from jaxnorm.eager import one_program, unless_zero
+from jaxnorm.eager import number, one_program, unless_zero
 from jaxnorm.rules import Area
 from jaxnorm.standardize import standardize_rows
 
@@ -114,6 +114,7 @@ def normalize_features(
     bias: ArrayLike | None,
     *,
     center: bool,
+    adds: bool = False,
     residual: ArrayLike | None = None,
     axis: AxisLike | None = -1,
     epsilon: ArrayLike = 1e-6,
@@ -123,19 +124,19 @@ def normalize_features(
     dtype: DTypeLike | None = None,
     implementation: str | None = None,
 ) -> Any:
-    """Layer norm or, uncentred, RMS norm, of x or of x + residual; called `function` in messages."""
+    """Layer norm or, uncentred, RMS norm, of x or (`adds`) of x + residual; called `function` in messages."""
     check_numbers(function, epsilon, scale_offset)
-    arrays = x, residual, where, scale, bias, epsilon, unless_zero(scale_offset)
+    arrays = x, residual, where, scale, bias, number(epsilon), unless_zero(scale_offset)
     static = {"axis": axis, "axis_name": axis_name, "dtype": dtype, "implementation": implementation}
-    return _normalize_features(*arrays, function=function, center=center, **static)
+    return _normalize_features(*arrays, function=function, center=center, adds=adds, **static)
 
 
-@one_program
+@one_program()
 def _normalize_features(
-    x, residual, where, scale, bias, epsilon, offset, *, function, center, axis, axis_name, dtype, implementation
+    x, residual, where, scale, bias, epsilon, offset, *, function, center, adds, axis, axis_name, dtype, implementation
 ) -> Any:
     call = Call(function, x)
-    stream = None if residual is None else call.alike("residual", residual)
+    stream = call.alike("residual", residual) if adds else None
     axes = call.axes(axis)
     call.implementation(implementation)
     return standardize_rows(

@@ -37,7 +37,7 @@ def add_rms_norm(
 
     Reference: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4; pre-norm: Xiong et al. 2020, arXiv:2002.04745, table 1.
     """
-    return normalize_features("add_rms_norm", x, scale, None, center=False, residual=residual, **options)
+    return normalize_features("add_rms_norm", x, scale, None, center=False, adds=True, residual=residual, **options)
 
 
 def add_layer_norm(
@@ -66,4 +66,4 @@ def add_layer_norm(
 
     Reference: Ba, Kiros & Hinton 2016, arXiv:1607.06450, eq. 3; pre-norm: as `add_rms_norm`.
     """
-    return normalize_features("add_layer_norm", x, scale, bias, center=True, residual=residual, **options)
+    return normalize_features("add_layer_norm", x, scale, bias, center=True, adds=True, residual=residual, **options)

@@ -158,7 +158,7 @@ def _filter_response(x, where, scale, bias, threshold, epsilon, offset, *, area:
     def bounded(x, scale, bias, threshold, epsilon, offset):  # rounded once, after the threshold
         z = normalized(x, scale, bias, epsilon, offset, width_of(x, scale, bias))
         tau = threshold.astype(z.dtype)
-        larger = jnp.where((z <= tau) | jnp.isnan(tau), tau, z)  # jax 0.12 gathers beside the gradient of jnp.maximum
+        larger = jnp.where((z < tau) | jnp.isnan(tau), tau, z)  # jax 0.12 gathers beside the gradient of jnp.maximum
         return visible(where, larger).astype(dtype)
 
     return bounded(x, scale, bias, threshold, jnp.asarray(epsilon), jnp.asarray(offset))

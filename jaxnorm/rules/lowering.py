@@ -11,10 +11,11 @@ import warnings
 from collections.abc import Callable, Iterable
 
 import jax
+import numpy as np
 from jax.core import ShapedArray
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.interpreters import mlir
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, use_abstract_mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding, use_abstract_mesh
 
 from jaxnorm.kernels import library
 from jaxnorm.rules import native
@@ -116,9 +117,7 @@ def _divided(here: Callable, names_in: list[str], names_out: list[str]) -> Calla
         x = flat[names_in.index("x")]
 
         def places_of(mesh, x) -> Places:
-            spec = tuple(x.sharding.spec) if isinstance(x.sharding, NamedSharding) else ()
-            spec = [() if s is None else s if isinstance(s, tuple) else (s,) for s in spec]
-            spec += [()] * (len(x.shape) - len(spec))
+            spec = _spec(mesh, x.sharding, len(x.shape))
             sizes = [math.prod(mesh.shape[n] for n in names) for names in spec]
             divided = [
                 n % size == 0 and (n > size or a not in own)
@@ -162,10 +161,30 @@ def _divided(here: Callable, names_in: list[str], names_out: list[str]) -> Calla
             )
             for side, names, arrays in (("p", names_in, flat), ("q", names_out, results))
         )
-        call.def_partition(partition, infer_sharding_from_operands=infer, sharding_rule=rule)
+        # Undecoded: behind a reshape XLA may divide unevenly, or over a part of an axis, which JAX has no words for.
+        options = {"infer_sharding_from_operands": infer, "sharding_rule": rule, "decode_shardings": False}
+        call.def_partition(partition, **options)
         return call(*flat)
 
     return run
+
+
+def _spec(mesh: Mesh, sharding: Sharding | None, ndim: int) -> list[tuple[str, ...]]:
+    """The axes of the mesh that divide each dimension, in their order; none where something else does."""
+    if sharding is None:
+        return [()] * ndim
+    parts = sharding.devices_indices_map((mesh.size,) * ndim)  # of a shape that any number of them divides
+    shape, coordinates, spec = mesh.devices.shape, np.indices(mesh.devices.shape), []
+    for a in range(ndim):
+        begins = np.array([parts[device][a].start or 0 for device in mesh.devices.flat]).reshape(shape)
+        strides = [np.ptp(begins, i).max() // max(n - 1, 1) for i, n in enumerate(shape)]
+        order = sorted((i for i, stride in enumerate(strides) if stride), key=lambda i: -strides[i])
+        part, parts_of_all = np.zeros(shape, int), 1
+        for i in order:
+            part, parts_of_all = part * shape[i] + coordinates[i], parts_of_all * shape[i]
+        whole_axes = np.array_equal(begins, part * (mesh.size // parts_of_all))
+        spec.append(tuple(mesh.axis_names[i] for i in order) if whole_axes else ())
+    return spec
 
 
 def _axes(name: str, shape, ndim: int, norm: Norm) -> list[int | None]:
