@@ -26,6 +26,9 @@
 #include <type_traits>
 #include <vector>
 
+#ifdef __linux__
+#include <sched.h>
+#endif
 #if defined(__x86_64__) && !defined(__clang__) && __GNUC__ >= 12 && !defined(JAXNORM_BASELINE)
 #define JAXNORM_MULTIVERSION
 #endif
@@ -46,6 +49,32 @@ struct bfloat16 {
 };
 struct float16 {
   uint16_t bits;
+};
+
+// Linux may wake a thread where the one that woke it is running: one then waits for the other, beside an idle processor.
+// While this exists the thread that made it runs on any processor but that one.
+class Elsewhere {
+ public:
+#ifdef __linux__
+  static int here() { return sched_getcpu(); }
+
+  explicit Elsewhere(int taken) {
+    if (taken < 0 || here() != taken || sched_getaffinity(0, sizeof all_, &all_)) return;
+    cpu_set_t others = all_;
+    CPU_CLR(taken, &others);
+    moved_ = CPU_COUNT(&others) && !sched_setaffinity(0, sizeof others, &others);
+  }
+  ~Elsewhere() {
+    if (moved_) sched_setaffinity(0, sizeof all_, &all_);
+  }
+
+ private:
+  cpu_set_t all_;
+  bool moved_ = false;
+#else
+  static int here() { return -1; }
+  explicit Elsewhere(int) {}
+#endif
 };
 
 // XLA's threads. The caller works too, and never waits for a helper that has not started: a pool whose threads are
@@ -72,7 +101,12 @@ class Workers {
     auto work = [job, count, &f] {  // a late helper finds nothing left, and does not touch f
       for (int64_t i; (i = job->next.fetch_add(1)) < count; job->done.fetch_add(1)) f(i);
     };
-    for (int64_t h = 0; h < helpers; ++h) pool_->Schedule(decltype(work)(work));
+    auto help = [job, count, work, caller = Elsewhere::here()] {
+      if (job->next.load() >= count) return;
+      Elsewhere elsewhere(caller);
+      work();
+    };
+    for (int64_t h = 0; h < helpers; ++h) pool_->Schedule(decltype(help)(help));
     work();
     while (job->done.load() < count) std::this_thread::yield();
   }
