@@ -259,7 +259,7 @@ class Call:
     def output_dtype(self, dtype: DTypeLike | None) -> np.dtype:
         if dtype is None:
             return self.x.dtype
-        dtype = jnp.dtype(dtype)
+        dtype = jax.dtypes.canonicalize_dtype(dtype)  # without 64 bits float64 is float32, as everywhere in JAX
         if not jnp.issubdtype(dtype, jnp.inexact):
             self.fail(
                 "`dtype` must be floating",

@@ -210,23 +210,6 @@ def test_results_do_not_depend_on_the_number_of_threads():
 
 
 @served
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="of Linux")
-def test_every_thread_may_run_where_it_might_before():
-    """A helper leaves the processor of the thread that called it; when it is done, it may go back."""
-    x = jnp.ones((2048, 1024))
-    norm = jax.jit(lambda x: jn.layer_norm(x, implementation="cpu"))
-    jax.block_until_ready([norm(x + i) for i in range(50)])
-    for _ in range(100):  # a thread may still be at the end of its help
-        allowed = {
-            os.sched_getaffinity(int(task.name)) == os.sched_getaffinity(0)
-            for task in Path("/proc/self/task").iterdir()
-        }
-        if allowed == {True}:
-            return
-        time.sleep(0.01)
-    raise AssertionError("some thread is kept from a processor")
-
-
 def test_two_python_threads_at_once_compute_what_one_does():
     shapes = [(500, 1, 1, 640), (1, 5000, 64, 1), (4, 2000, 16, 4)]
     inputs = [numbers(jnp.float32, shape, 1) for shape in shapes]

@@ -168,6 +168,14 @@ def test_eager_equals_jit(case):
     assert_close(jax.jit(case.call)(x, scale, bias), eager, np.float32, case.n)
 
 
+@pytest.mark.parametrize("dtype", [float, "float64", jnp.float64], ids=str)
+def test_double_precision_without_64_bits_is_single_as_in_jax(dtype):
+    x = jnp.array([[1.0, 2.0, 5.0]])
+    assert (
+        jn.layer_norm(x, dtype=dtype).dtype == jax.jit(lambda x: jn.layer_norm(x, dtype=dtype))(x).dtype == jnp.float32
+    )
+
+
 @pytest.mark.parametrize("case", having("dtype"), ids=str)
 def test_output_dtype_is_asked_for_and_rounded_once(case):
     x, scale, bias, _ = case.data()

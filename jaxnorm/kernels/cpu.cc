@@ -17,6 +17,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -51,31 +52,13 @@ struct float16 {
   uint16_t bits;
 };
 
-// Linux may wake a thread where the one that woke it is running: one then waits for the other, beside an idle processor.
-// While this exists the thread that made it runs on any processor but that one.
-class Elsewhere {
- public:
+inline int processor() {
 #ifdef __linux__
-  static int here() { return sched_getcpu(); }
-
-  explicit Elsewhere(int taken) {
-    if (taken < 0 || here() != taken || sched_getaffinity(0, sizeof all_, &all_)) return;
-    cpu_set_t others = all_;
-    CPU_CLR(taken, &others);
-    moved_ = CPU_COUNT(&others) && !sched_setaffinity(0, sizeof others, &others);
-  }
-  ~Elsewhere() {
-    if (moved_) sched_setaffinity(0, sizeof all_, &all_);
-  }
-
- private:
-  cpu_set_t all_;
-  bool moved_ = false;
+  return sched_getcpu();
 #else
-  static int here() { return -1; }
-  explicit Elsewhere(int) {}
+  return -1;
 #endif
-};
+}
 
 // XLA's threads. The caller works too, and never waits for a helper that has not started: a pool whose threads are
 // all inside such calls still gets done.
@@ -101,9 +84,11 @@ class Workers {
     auto work = [job, count, &f] {  // a late helper finds nothing left, and does not touch f
       for (int64_t i; (i = job->next.fetch_add(1)) < count; job->done.fetch_add(1)) f(i);
     };
-    auto help = [job, count, work, caller = Elsewhere::here()] {
-      if (job->next.load() >= count) return;
-      Elsewhere elsewhere(caller);
+    // Linux may wake a helper where its caller is running, to wait there beside an idle processor. Whoever wakes up from
+    // a nap is placed anew.
+    auto help = [job, count, work, caller = processor()] {
+      for (int naps = 0; naps < 4 && caller >= 0 && processor() == caller && job->next.load() < count; ++naps)
+        std::this_thread::sleep_for(std::chrono::microseconds(1));
       work();
     };
     for (int64_t h = 0; h < helpers; ++h) pool_->Schedule(decltype(help)(help));

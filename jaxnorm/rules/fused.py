@@ -14,18 +14,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.interpreters import ad, batching
 from jax.interpreters import partial_eval as pe
 
 from jaxnorm.arguments import wide
 from jaxnorm.rules import composed, formulas, lowering, native
 from jaxnorm.rules.formulas import Inputs, Kept, Norm, Tangents, Want, forward, move, pull, spread, statistics_move
-from jaxnorm.rules.primitive import Given, bind, define, fill, fold, foldable, grouped, jvp_of, mapped
+from jaxnorm.rules.primitive import Given, bind, define, fill, fold, foldable, grouped, jvp_of, mapped, program
 
 
 def standardize(norm: Norm, inputs: Inputs) -> list[jax.Array]:
     """y; x + stream if there is one; mean, residual and var if `norm.statistics`."""
     lowering.know_devices()
+    if not any(isinstance(a, Tracer) for a in inputs):
+        given = tuple(a is not None for a in inputs)
+        return program(standardize_p, norm=norm, given=given)(*(a for a in inputs if a is not None))
     return bind(standardize_p, _on_the_same_devices(inputs), norm=norm)
 
 
