@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks import memory, modes
 from benchmarks.contenders import JAX, Contender, copied
 from benchmarks.shapes import Case
-from benchmarks.timing import interleaved, page_faults, quantiles, ratios
+from benchmarks.timing import interleaved, quantiles, ratios
 
 Row = dict[str, Any]
 COPY = "copy of the same bytes"
@@ -20,12 +20,13 @@ def about(case: Case, dtype: str, mode: str) -> Row:
 
 
 def timed(calls: dict[str, Callable], case: Case, dtype: str, mode: str, rounds: int) -> list[Row]:
-    first, second = interleaved(calls, rounds)
+    first, second, faults = interleaved(calls, rounds)
     relative, relative_first = ratios(second, "jaxnorm"), ratios(first, "jaxnorm")
     return [
         about(case, dtype, mode)
         | {"contender": name, "seconds": quantiles(second[name]), "ratio": relative[name]}
         | {"first_seconds": quantiles(first[name]), "first_ratio": relative_first[name]}
+        | {"page_faults": float(np.median(faults[name]))}
         for name in calls
     ]
 
@@ -50,7 +51,6 @@ def norm_rows(case: Case, dtype: str, names: list[str], rounds: int) -> Iterator
             calls[COPY] = modes.jitted(lambda a: -a, (copy,))
         for row in timed(calls, case, dtype, mode, rounds):
             name = row["contender"]
-            row["page_faults"] = page_faults(calls[name])
             if name in programs:
                 row |= memory.compiled(programs[name][0], *programs[name][1])
                 if mode == "forward+backward":

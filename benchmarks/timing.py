@@ -21,34 +21,28 @@ def keep_memory() -> None:
     after every call, and what is then measured is how fast the kernel maps pages. Where that remains it is counted."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # of glibc alone; elsewhere page faults are counted
         libc = ctypes.CDLL(None)
+        libc.mallopt(-8, 1)  # M_ARENA_MAX: what one thread frees another finds
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no mappings of their own
         libc.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
 
 
-def interleaved(
-    calls: dict[str, Callable[[], Any]], rounds: int, seed: int = 0
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Seconds of everybody's first and second call, in every round. A call returns when its work is done."""
+def interleaved(calls: dict[str, Callable[[], Any]], rounds: int, seed: int = 0) -> tuple[dict[str, np.ndarray], ...]:
+    """Seconds of everybody's first and second call, in every round, and the page faults of the second: pages of 4 KiB
+    that were not there before. A call returns when its work is done."""
     rng, names = np.random.default_rng(seed), list(calls)
-    first, second = ({name: np.zeros(rounds) for name in names} for _ in range(2))
+    first, second, faults = ({name: np.zeros(rounds) for name in names} for _ in range(3))
     for i in range(-3, rounds):  # three rounds warm up
         for name in rng.permutation(names):
             for seconds in (first, second):
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
                 start = time.perf_counter()
                 result = calls[name]()
                 stop = time.perf_counter()
+                after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
                 del result  # its memory is there for the next one
                 if i >= 0:
-                    seconds[name][i] = stop - start
-    return first, second
-
-
-def page_faults(call: Callable[[], Any], calls: int = 5) -> float:
-    """Of one call, in the mean: each is a page of 4 KiB that was not there before."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(calls):
-        call()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / calls
+                    seconds[name][i], faults[name][i] = stop - start, after - before
+    return first, second, faults
 
 
 def quantiles(values: np.ndarray) -> list[float]:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import mmap
 import re
 import subprocess
 import sys
@@ -107,10 +108,12 @@ def test_rounds_are_paired_and_quantiles_are_of_ratios():
     def call(name):
         called.append(name)
         time.sleep(0.005 if name == "a" and called.count("a") % 2 else 0)  # the first call of a turn
+        return mmap.mmap(-1, 2**20).write(bytes(2**20)) if name == "b" else None  # 256 pages that were not there
 
-    first, second = interleaved({name: functools.partial(call, name) for name in "abc"}, rounds=7)
+    first, second, faults = interleaved({name: functools.partial(call, name) for name in "abc"}, rounds=7)
     assert all(values.shape == (7,) for timed in (first, second) for values in timed.values())
     assert first["a"].min() > 0.005 > second["a"].max()
+    assert faults["b"].min() >= 256 > faults["c"].max()
     assert called[::2] == called[1::2]  # a turn is two calls
     rounds = [called[i : i + 6 : 2] for i in range(0, 60, 6)]
     assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
@@ -123,10 +126,30 @@ def test_a_row_has_the_second_call_and_the_first_apart(monkeypatch):
 
     first = {"jaxnorm": np.full(3, 2.0), "other": np.full(3, 10.0)}
     second = {"jaxnorm": np.full(3, 1.0), "other": np.full(3, 3.0)}
-    monkeypatch.setattr(measure, "interleaved", lambda calls, rounds: (first, second))
+    monkeypatch.setattr(
+        measure,
+        "interleaved",
+        lambda calls, rounds: (first, second, {"jaxnorm": np.zeros(3), "other": np.array([9.0, 0, 60])}),
+    )
     row = measure.timed(dict.fromkeys(first), CASES[0], "float32", "forward", 3)[1]
     assert (row["contender"], row["seconds"], row["ratio"]) == ("other", [3.0] * 3, [3.0] * 3)
     assert (row["first_seconds"], row["first_ratio"]) == ([10.0] * 3, [5.0] * 3)
+    assert row["page_faults"] == 9.0
+
+
+def test_calls_that_waited_for_pages_are_left_out_of_the_summary():
+    from benchmarks.report import summary
+
+    def rows(shape, ours, theirs, ratio):
+        about = {"norm": "layer_norm", "shape": shape, "dtype": "float32", "mode": "forward"}
+        return [
+            about | {"contender": "jaxnorm", "ratio": [1.0] * 3, "page_faults": ours},
+            about | {"contender": "other", "ratio": [ratio] * 3, "page_faults": theirs},
+        ]
+
+    _, names, lines = summary([*rows([1, 2], 0, 0, 2.0), *rows([3, 4], 0, 51, 9.0), *rows([5, 6], 51, 0, 0.1)])
+    assert names[3:] == ("other",)
+    assert lines == [("layer and RMS norm", "float32", "forward", "2.00 (2.00)")]
 
 
 @pytest.mark.full
