@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -75,4 +74,4 @@ def _is_concrete(value: Any, states: tuple[type, ...]) -> bool:
 
 @functools.cache
 def _is_array(kind: type) -> bool:
-    return issubclass(kind, jax.Array) and not issubclass(kind, Tracer)
+    return issubclass(kind, jax.Array)  # which a tracer only seems to be

@@ -302,6 +302,30 @@ def test_axes_that_xla_divides_unevenly_or_by_a_part_of_a_mesh_axis(name, sizes,
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), found, expected)
 
 
+@pytest.mark.parametrize(
+    ("own", "spec", "found"),
+    [
+        ((2, 4), P("a", "b"), [("a",), ("b",)]),
+        ((2, 4), P(("a", "b")), [("a", "b"), ()]),
+        ((2, 4), P(None, ("b", "a")), [(), ("b", "a")]),
+        ((8, 1), P("a", "b"), [("a",), ()]),
+        ((4, 2), P("a", "b"), [(), ()]),  # parts of the axes of the other mesh
+        ((4, 2), P("a"), [(), ()]),
+        ((4, 2), P(("a", "b")), [("a", "b"), ()]),
+    ],
+    ids=str,
+)
+def test_shardings_are_read_as_axes_of_the_mesh(own, spec, found):
+    """Of a mesh of 2 x 4, shardings made with another mesh of the same devices: only whole axes have names."""
+    from jax.sharding import Mesh
+
+    from jaxnorm.rules.lowering import _spec
+
+    sharding = NamedSharding(Mesh(np.array(jax.devices()).reshape(own), ("a", "b")), spec)
+    mesh = Mesh(np.array(jax.devices()).reshape(own if own == (8, 1) else (2, 4)), ("a", "b"))
+    assert _spec(mesh, sharding, 2) == found
+
+
 def test_a_jax_that_cannot_divide_kernels_is_reported_once(monkeypatch):
     from jax._src import dispatch
 
