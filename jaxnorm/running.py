@@ -146,7 +146,10 @@ def averaging_rates(momentum: ArrayLike | None) -> Rates | None:
 
 
 def updated(stats: RunningStats, m: Moments, rates: Rates | None, *, ddof: int, debias: bool) -> RunningStats:
-    """`RunningStats.update` for checked arguments."""
+    """`RunningStats.update` for checked arguments.
+
+    What is compiled is `_updated`: a public name here would be a layer's in `capture`.
+    """
     return _updated(stats, m, rates, ddof=ddof, debias=debias)
 
 

@@ -32,8 +32,6 @@
 #endif
 #if defined(__x86_64__) && !defined(__clang__) && __GNUC__ >= 12 && !defined(JAXNORM_BASELINE)
 #define JAXNORM_MULTIVERSION
-#endif
-#if defined(JAXNORM_MULTIVERSION) || defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
 
