@@ -10,11 +10,12 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm.arguments import check_averaging, check_ddof, check_number, is_complex, real, wide
-from jaxnorm.moments import Moments, merge
+from jaxnorm.moments import Moments, merge, without_residual
+from jaxnorm.rules import Statistics
+from jaxnorm.rules.averaging import Rates, averaging_rates, step, unbiased
 
 
 class RunningStats(NamedTuple):
@@ -77,7 +78,7 @@ class RunningStats(NamedTuple):
         enough = m.count > ddof
         return cls(
             jnp.where(enough, mean, 0),
-            jnp.where(enough, _with_ddof(m._replace(var=var), ddof), 1),
+            jnp.where(enough, unbiased(var, m.count, ddof), 1),
             jnp.where(enough, jnp.asarray(count, jnp.float32), 0),
         )
 
@@ -120,7 +121,7 @@ class RunningStats(NamedTuple):
                 f"state of shape {self.mean.shape}. Take moments over every axis but the features'."
             )
         _same_kind("RunningStats.update", self, m)
-        return updated(self, m, averaging_rates(momentum), ddof=ddof, debias=debias)
+        return updated(self, without_residual(m), averaging_rates(momentum), ddof=ddof, debias=debias)
 
     def _no_arithmetic(self, other: object) -> NoReturn:
         raise TypeError("RunningStats: arithmetic on the tuple would concatenate or repeat it; use update or blend.")
@@ -128,65 +129,19 @@ class RunningStats(NamedTuple):
     __add__ = __radd__ = __mul__ = __rmul__ = _no_arithmetic
 
 
-class Rates(NamedTuple):
-    past: ArrayLike
-    new: ArrayLike
-    log_past: ArrayLike
-
-
-def averaging_rates(momentum: ArrayLike | None) -> Rates | None:
-    """Weights of an update; those of a Python number in double precision, for 1 - 0.9 in float32 is not 0.1."""
-    if momentum is None:
-        return None
-    if isinstance(momentum, (int, float)):
-        with np.errstate(divide="ignore"):
-            return Rates(momentum, 1 - momentum, float(np.log(momentum)))
-    momentum = jnp.asarray(momentum, jnp.float32)
-    return Rates(momentum, 1 - momentum, jnp.log(momentum))
-
-
-def updated(stats: RunningStats, m: Moments, rates: Rates | None, *, ddof: int, debias: bool) -> RunningStats:
-    """`RunningStats.update` for checked arguments.
+def updated(
+    stats: RunningStats, batch: Statistics, rates: Rates | None, *, implementation: str | None = None, **options: Any
+) -> RunningStats:
+    """`RunningStats.update` for checked arguments, by statistics of the features' shape.
 
     What is compiled is `_updated`: a public name here would be a layer's in `capture`.
     """
-    return _updated(stats, m, rates, ddof=ddof, debias=debias)
+    return _updated(stats, batch, rates, implementation=implementation, **options)
 
 
-@partial(jax.jit, static_argnames=("ddof", "debias"))
-def _updated(stats: RunningStats, m: Moments, rates: Rates | None, *, ddof: int, debias: bool) -> RunningStats:
-    enough = m.count > ddof
-    average = averaging(stats.count, enough, rates, debias)
-    mean, var = average(stats.mean, m.mean), average(stats.var, _with_ddof(m, ddof))
-    new = RunningStats(mean, var, jnp.where(enough, stats.count + 1, stats.count))
-    return jax.lax.stop_gradient(new)
-
-
-def averaging(
-    count: jax.Array, enough: jax.Array, rates: Rates | None, debias: bool
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """(old, batch) -> new: the update after `count` updates, which leaves every bit where there was not enough."""
-    t = count + 1
-    if rates is None:
-        past, new = count / t, 1 / t
-    elif debias:
-        new = jnp.expm1(jnp.float32(rates.log_past)) / jnp.expm1(rates.log_past * t)
-        past = 1 - new
-    else:
-        past, new = rates.past, rates.new
-
-    def average(old: jax.Array, batch: jax.Array) -> jax.Array:
-        past_weight, new_weight = (jnp.asarray(w, real(old.dtype)).astype(old.dtype) for w in (past, new))
-        return jnp.where(enough, past_weight * old + new_weight * batch.astype(old.dtype), old)
-
-    return average
-
-
-def _with_ddof(m: Moments, ddof: int) -> jax.Array:
-    if not ddof:
-        return m.var
-    n = m.count.astype(m.var.dtype)
-    return m.var * (n / jnp.where(n > ddof, n - ddof, 1))
+@partial(jax.jit, static_argnames=("ddof", "debias", "implementation"))
+def _updated(stats: RunningStats, batch: Statistics, rates: Rates | None, **options: Any) -> RunningStats:
+    return RunningStats(*step(*stats, batch, rates, **options))
 
 
 def _same_kind(function: str, stats: RunningStats, m: Moments) -> None:

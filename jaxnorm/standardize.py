@@ -77,27 +77,30 @@ def standardize(
     kept = call.others(axes)
     call.numbers(epsilon, scale_offset)
     call.implementation(implementation)
-    return standardize_area(
+    area = rules.Area(axes, *call.devices(axis_name, axis_index_groups), center)
+    y, stats = standardize_area(
         call.x,
         call.short_parameter("scale", scale, kept, "kept axes"),
         call.short_parameter("bias", bias, kept, "kept axes"),
         features=kept,
-        area=rules.Area(axes, *call.devices(axis_name, axis_index_groups), center),
+        area=area,
         epsilon=epsilon,
         where=call.mask(where),
         scale_offset=scale_offset,
         dtype=call.output_dtype(dtype),
         implementation=implementation,
     )
+    return y, from_statistics(stats, axes)
 
 
 def standardize_area(
     x, scale, bias, *, features=(), area, epsilon, where, scale_offset, dtype, implementation=None
-) -> tuple[jax.Array, Moments]:
+) -> tuple[jax.Array, rules.Statistics]:
     """`standardize` for checked arguments: what every norm that measures its own input calls.
 
-    Parameters have as many dimensions as x, or those of the axes `features` alone. Compiled as a whole, so that a call
-    outside jit costs one dispatch, and layers of one shape are traced once.
+    Statistics come out with the reduced axes kept. Parameters have as many dimensions as x, or those of the axes
+    `features` alone. Compiled as a whole, so that a call outside jit costs one dispatch, and layers of one shape are
+    traced once.
     """
     numbers = _numbers(epsilon, scale_offset, x, scale, bias)
     static = {"features": features, "area": area, "dtype": dtype, "implementation": implementation}
@@ -106,8 +109,7 @@ def standardize_area(
 
 @partial(jax.jit, static_argnames=("features", "area", "dtype", "implementation"))
 def _standardize_area(x, scale, bias, where, epsilon, offset, *, features, area, dtype, implementation):
-    y, stats = rules.standardize(x, where, scale, bias, epsilon, offset, area, dtype, features, implementation)
-    return y, from_statistics(stats, area.axes)
+    return rules.standardize(x, where, scale, bias, epsilon, offset, area, dtype, features, implementation)
 
 
 def standardize_rows(x, scale, bias, *, stream=None, area, epsilon, where, scale_offset, dtype, implementation=None):

@@ -14,7 +14,18 @@ import jaxnorm.inspect as jn_inspect
 import jaxnorm.plots as jn_plots
 
 PACKAGE = Path(jn.__file__).parent
-ORDER = ["arguments", "eager", "collectives", "kernels", "rules", "moments", "running", "standardize", "norms"]
+ORDER = [
+    "arguments",
+    "eager",
+    "collectives",
+    "kernels",
+    "rules",
+    "averaging",
+    "moments",
+    "running",
+    "standardize",
+    "norms",
+]
 ORDER += ["fold", "decay", "convert", "linen", "nnx", "inspect", "plots"]
 MODULES = {"linen", "nnx"}  # of Flax: the only names of files and folders that may import it
 BUILD = PACKAGE / "kernels/build.py"  # runs where the package is built, under hatchling

@@ -345,6 +345,19 @@ NORMS = {
 
 
 @served
+@pytest.mark.parametrize("name", NORMS)
+def test_nothing_is_left_for_xla_to_compute(name):
+    """It hands a program of a thousand operations to another thread, and independent ones to several."""
+    x = jnp.ones((8, 16, 4096))
+    state = (jn.RunningStats.init(4096),) if name == "batch_norm" else ()
+    norm = functools.partial(getattr(jn, name), **NORMS[name])
+    compiled = jax.jit(norm).lower(x, *state, jnp.ones(4096)).compile()
+    assert compiled.cost_analysis()["flops"] <= 0
+    assert " fusion(" not in compiled.as_text()
+    assert compiled.as_text().count(" custom-call(") == 1 + len(state)
+
+
+@served
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", NORMS)
 def test_a_kernel_reads_x_where_it_lies(name, dtype):
@@ -357,7 +370,7 @@ def test_a_kernel_reads_x_where_it_lies(name, dtype):
         return y, pull((dy, y[1]) if state else dy)
 
     text = jax.jit(both).lower(x, scale, x).compile().as_text()
-    assert text.count('custom_call_target="jaxnorm_') == 2
+    assert text.count('custom_call_target="jaxnorm_') == 2 + len(state)
     of_its_size = [line for line in text.splitlines() if re.search(r"= \w+\[[\d,]*\]\S* (copy|fusion)\(", line)]
     sizes = [np.prod([int(n) for n in re.search(r"\[([\d,]*)\]", line)[1].split(",") if n]) for line in of_its_size]
     assert max(sizes, default=0) < x.size, of_its_size

@@ -9,6 +9,8 @@ import pytest
 import reference
 
 import jaxnorm as jn
+from jaxnorm import rules
+from jaxnorm.rules import averaging
 
 STEPS = 20
 
@@ -86,6 +88,40 @@ def test_traced_momentum_equals_a_python_number(options, batches):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), traced, stats.update(m, momentum=0.9, **options)
     )
+
+
+@pytest.mark.parametrize("implementation", [None, "xla"], ids=["by the kernel, if there is one", "by the formula"])
+@pytest.mark.parametrize("n", [7.0, np.float32([0, 1, 2, 3, 40])], ids=["as many for all", "each its own"])
+@pytest.mark.parametrize("ddof", [0, 1, 2])
+def test_a_step(ddof, n, implementation, rng):
+    """Every array is another, and a feature that has not more than ddof values keeps every bit."""
+    mean, var, count, batch_mean, batch_var = rng.normal(size=(5, 5)).astype(np.float32) + np.float32(
+        [[0], [9]] * 2 + [[9]]
+    )
+    residual = np.float32([0, 1e-3, -2e-3, 0.5, 0])
+    batch = rules.Statistics(*map(jnp.asarray, (batch_mean, residual, batch_var)), jnp.reshape(n, (-1,)))
+    options = {"ddof": ddof, "debias": False, "implementation": implementation}
+    step = jax.jit(
+        lambda old, batch, momentum: averaging.step(*old, batch, averaging.averaging_rates(momentum), **options)
+    )
+    new = step((mean, var, count), batch, 0.75)
+
+    enough = np.broadcast_to(n, 5) > ddof
+    factor = np.where(enough, n / np.where(enough, np.float64(n) - ddof, 1), 1)
+    np.testing.assert_allclose(new[0][enough], (0.75 * mean + 0.25 * (batch_mean + residual))[enough], rtol=1e-6)
+    np.testing.assert_allclose(new[1][enough], (0.75 * var + 0.25 * batch_var * factor)[enough], rtol=1e-6)
+    np.testing.assert_array_equal(new[2][enough], count[enough] + 1)
+    for a, old in zip(new, (mean, var, count), strict=True):
+        np.testing.assert_array_equal(a[~enough], old[~enough])
+
+
+def test_no_gradient_flows_through_a_step(rng):
+    m = jn.moments(rng.normal(size=(9, 3)), 0)
+    stats = jn.RunningStats(jnp.ones(3), jnp.ones(3), jnp.full(3, 4.0))
+    gradients = jax.grad(lambda *a: sum(leaf.sum() for leaf in a[0].update(a[1], momentum=a[2])), (0, 1, 2))(
+        stats, m, 0.5
+    )
+    assert not any(leaf.any() for leaf in jax.tree.leaves(gradients))
 
 
 def test_before_any_update_inference_changes_nothing_but_epsilon(rng):

@@ -2,7 +2,8 @@
 //
 // Two kernels serve the family. `Rows`: x[rows, n], statistics of every row (layer, RMS; group and instance norm whose
 // features come first). `Columns`: x[outer, space, kept, inner], statistics over space and inner (batch, ghost batch,
-// group and instance norm whose features come last). Each has a forward and a backward pass.
+// group and instance norm whose features come last). Each has a forward and a backward pass. `average` keeps running
+// statistics.
 //
 // Statistics are as good as those of jaxnorm/rules/: squares are of deviations from a first mean, of some of the
 // numbers, that lies near; sums of a few thousand numbers are merged by Chan's formula in double precision; the mean is
@@ -231,6 +232,26 @@ ffi::Error columns_backward(ffi::ThreadPool pool, In x, In mean, In residual, In
   return RUN(columns_backward, a);
 }
 
+// A step of a running average; features without enough values keep every bit.
+ffi::Error average(ffi::ThreadPool, In mean, In var, In count, In batch_mean, In residual, In batch_var, In n, In past,
+                   In fresh, Out new_mean, Out new_var, Out new_count, int64_t ddof) {
+  const auto in = [](const In& array) { return static_cast<const float*>(array.untyped_data()); };
+  const auto out = [](Out& array) { return static_cast<float*>(array->untyped_data()); };
+  const float *m = in(mean), *v = in(var), *c = in(count), *bm = in(batch_mean), *r = in(residual), *bv = in(batch_var);
+  const float *values = in(n), w = *in(past), share = *in(fresh), lost = ddof;
+  float *__restrict nm = out(new_mean), *__restrict nv = out(new_var), *__restrict nc = out(new_count);
+  const bool one = n.element_count() == 1;
+  for (size_t i = 0; i < mean.element_count(); ++i) {
+    const float value = values[one ? 0 : i];
+    const bool enough = value > lost;
+    const float unbiased = bv[i] * (value / (enough ? value - lost : 1));
+    nm[i] = enough ? w * m[i] + share * (bm[i] + r[i]) : m[i];
+    nv[i] = enough ? w * v[i] + share * unbiased : v[i];
+    nc[i] = enough ? c[i] + 1 : c[i];
+  }
+  return ffi::Error::Success();
+}
+
 }  // namespace jaxnorm
 
 #pragma GCC visibility push(default)
@@ -246,6 +267,8 @@ HANDLER(rows_forward, ARRAY ARRAY ARRAY ARRAY ARRAY RESULT RESULT RESULT RESULT 
 HANDLER(rows_backward, ARRAY ARRAY ARRAY ARRAY ARRAY RESULT RESULT RESULT ROWS);
 HANDLER(columns_forward, ARRAY ARRAY ARRAY ARRAY RESULT RESULT RESULT RESULT COLUMNS);
 HANDLER(columns_backward, ARRAY ARRAY ARRAY ARRAY ARRAY ARRAY ARRAY RESULT RESULT RESULT COLUMNS);
+
+HANDLER(average, ARRAY ARRAY ARRAY ARRAY ARRAY ARRAY ARRAY ARRAY ARRAY RESULT RESULT RESULT.Attr<int64_t>("ddof"));
 
 #pragma GCC visibility pop
 

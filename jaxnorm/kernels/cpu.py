@@ -11,6 +11,7 @@ Parameters are flat, [kept * inner / repeat], in x's computing dtype (float32, f
 `factor` is scale + scale_offset. What is None is absent; what is not wanted is not computed.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -133,6 +134,27 @@ def backward(
         dx, *rest = _call("rows_backward", [_like(x, rows, want[0]), *wanted], *arrays, **options)
     dx = dx.reshape(x.shape) if want[0] else dx
     return Gradients(*(array if w else None for array, w in zip((dx, *rest), want, strict=True)))
+
+
+def average(
+    mean: jax.Array,
+    var: jax.Array,
+    count: jax.Array,
+    batch_mean: jax.Array,
+    residual: jax.Array,
+    batch_var: jax.Array,
+    n: jax.Array,
+    past: jax.Array,
+    new: jax.Array,
+    *,
+    ddof: int,
+) -> Sequence[jax.Array]:
+    """past mean + new (batch_mean + residual); past var + new batch_var n / (n - ddof); count + 1: where n > ddof.
+
+    All are float32; past and new are numbers, the others have one shape; n may be one number for all.
+    """
+    arrays = var, count, batch_mean, residual, batch_var, n, past, new
+    return _call("average", [_like(a) for a in (mean, var, count)], mean, *arrays, ddof=ddof)
 
 
 def _columns(x: jax.Array) -> tuple[jax.Array, np.ndarray]:

@@ -18,6 +18,7 @@ import jax
 
 SWITCH = "JAXNORM_KERNELS"
 TARGETS = [f"jaxnorm_{shape}_{direction}" for shape in ("rows", "columns") for direction in ("forward", "backward")]
+TARGETS += ["jaxnorm_average"]
 AGAIN = "Install jaxnorm again, or run `python -m jaxnorm.kernels.build`."
 
 

@@ -17,9 +17,11 @@ from jaxnorm.arguments import (
     wide,
 )
 from jaxnorm.eager import number, one_program, unless_zero
+from jaxnorm.moments import without_residual
 from jaxnorm.norms.ghost import standardize_ghosts
-from jaxnorm.rules import Area, spread
-from jaxnorm.running import Rates, RunningStats, averaging_rates, updated
+from jaxnorm.rules import Area, Statistics, spread
+from jaxnorm.rules.averaging import Rates, averaging_rates
+from jaxnorm.running import RunningStats, updated
 from jaxnorm.standardize import normalize_area, standardize_area
 
 
@@ -152,12 +154,15 @@ def _batch_norm(
     if ghost_size is None:
         call.several_values(axes, axis_name, groups)
         fixed = {"features": features, "area": Area(axes, axis_name, groups), "implementation": implementation}
-        y, m = standardize_area(call.x, scale, bias, where=where, **fixed, **options)
+        y, batch = standardize_area(call.x, scale, bias, where=where, **fixed, **options)
+        batch = Statistics(*(jnp.squeeze(a, axes) for a in batch))
     else:
         parameters = (spread(p, call.x.ndim, features) for p in (scale, bias))
         options["implementation"] = implementation
         y, m = standardize_ghosts(call, where, *parameters, axes=axes, size=ghost_size, **options)
-    return y, None if stats is None else updated(stats, m, rates, ddof=ddof, debias=debias)
+        batch = without_residual(m)
+    how = {"ddof": ddof, "debias": debias, "implementation": implementation}
+    return y, None if stats is None else updated(stats, batch, rates, **how)
 
 
 def check_is_state(function: str, stats: RunningStats | None) -> None:

@@ -117,7 +117,8 @@ def _renormalize_area(x, old_mean, old_var, scale, bias, r_max, d_max, *, area, 
     factor = jnp.ones((), width) if scale is None else offset.astype(width) + scale.astype(width)
     shift = factor * d if bias is None else factor * d + bias.astype(width)
     options = {"area": area, "epsilon": epsilon, "where": where, "scale_offset": 0.0, "dtype": dtype}
-    return standardize_area(x, factor * r.astype(width), shift, **options)
+    y, _ = standardize_area(x, factor * r.astype(width), shift, **options)
+    return y, m
 
 
 def _clip(d: jax.Array, d_max: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm import rules
 from jaxnorm.arguments import Axes, AxisLike, AxisName, Call, IndexGroups, check_averaging, wide
 from jaxnorm.collectives import total
-from jaxnorm.running import averaging, averaging_rates
+from jaxnorm.rules.averaging import averaging, averaging_rates
 
 METHODS = ("zca", "newton", "cholesky")
 

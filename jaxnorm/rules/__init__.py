@@ -3,6 +3,7 @@
 There are two ways to the same numbers. `composed.py` is ordinary jnp code, for masks, named axes and complex numbers;
 `fused.py` has primitives, for everything else: cheap to trace and to call, and with compiled kernels behind them.
 `choice.py` chooses. `statistics.py` and `formulas.py` say what is computed, `native.py` and `lowering.py` by what.
+`averaging.py` is a step of running statistics.
 
 Notation, for one set of numbers x that shares statistics (n of them count):
 

@@ -74,7 +74,6 @@ def _composed_rows(x, stream, where, scale, bias, epsilon, offset, area: Area, d
 
 
 def _counted(x: jax.Array, axes: Axes, measured: list[jax.Array]) -> Statistics:
-    """With the number of values, where the statistics are, on devices."""
+    """With the number of values, which is that of every set."""
     mean, residual, var = measured
-    count = jnp.full((1,) * x.ndim, math.prod(x.shape[a] for a in axes), var.dtype)
-    return Statistics(mean, residual, var, count + jnp.zeros_like(var))
+    return Statistics(mean, residual, var, jnp.full((1,) * x.ndim, math.prod(x.shape[a] for a in axes), var.dtype))

@@ -21,7 +21,7 @@ class Area(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Per-set statistics, reduced axes kept. The mean is `mean + residual`; `count` is the number of values."""
+    """Per-set statistics, reduced axes kept. The mean is `mean + residual`; `count`, of values, may be one for all."""
 
     mean: jax.Array
     residual: jax.Array
