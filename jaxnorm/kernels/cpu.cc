@@ -78,25 +78,33 @@ class Workers {
     }
     struct Job {
       std::atomic<int64_t> next{0}, done{0};
+      std::atomic<bool> helped{false};
     };
     auto job = std::make_shared<Job>();
-    auto work = [job, count, &f] {  // a late helper finds nothing left, and does not touch f
-      for (int64_t i; (i = job->next.fetch_add(1)) < count; job->done.fetch_add(1)) f(i);
-    };
     // Linux may wake a helper where its caller is running, to wait there beside an idle processor. Whoever wakes up from
-    // a nap is placed anew.
-    auto help = [job, count, work, caller = processor()] {
+    // a nap is placed anew. A late helper finds nothing left, and does not touch f.
+    auto help = [job, count, &f, caller = processor()] {
       for (int naps = 0; naps < 4 && caller >= 0 && processor() == caller && job->next.load() < count; ++naps)
         std::this_thread::sleep_for(std::chrono::microseconds(1));
-      work();
+      job->helped.store(true);
+      for (int64_t i; (i = job->next.fetch_add(1)) < count; job->done.fetch_add(1)) f(i);
     };
     for (int64_t h = 0; h < helpers; ++h) pool_->Schedule(decltype(help)(help));
-    work();
+    // A helper that does not even come to its nap keeps being woken there. Another one may have its place elsewhere.
+    const auto begun = std::chrono::steady_clock::now();
+    bool called = false;
+    for (int64_t i; (i = job->next.fetch_add(1)) < count; job->done.fetch_add(1)) {
+      f(i);
+      if (called || job->helped.load() || std::chrono::steady_clock::now() - begun < kLate) continue;
+      called = true;
+      pool_->Schedule(decltype(help)(help));
+    }
     while (job->done.load() < count) std::this_thread::yield();
   }
 
  private:
   static constexpr int64_t kWorthWaking = 256 << 10;
+  static constexpr std::chrono::microseconds kLate{50};  // several times what waking takes
   ffi::ThreadPool* pool_;
   int64_t threads_;
 };
