@@ -415,7 +415,7 @@ INLINE Numbers<T> load(const T* p, Part part) {
 template <class T>
 INLINE Wide<T> first(const T* p) {
   if constexpr (kHalf<T>)
-    return load(p, Part{1}).even[0];
+    return widen(Words{} + p->bits, T{}).even[0];
   else
     return *p;
 }
