@@ -93,23 +93,21 @@ def moments(
     return measure_area(call.x, call.mask(where), area=area)
 
 
-@partial(jax.jit, static_argnames="area")
 def measure_area(x: jax.Array, where: jax.Array | None, *, area: rules.Area) -> Moments:
     """`moments` for checked arguments."""
+    return _measure_area(x, where, area=area)
+
+
+@partial(jax.jit, static_argnames="area")
+def _measure_area(x: jax.Array, where: jax.Array | None, *, area: rules.Area) -> Moments:
     return from_statistics(rules.measure(x, where, area), area.axes)
 
 
-@partial(jax.jit, static_argnames="axes")
 def from_statistics(stats: rules.Statistics, axes: Axes) -> Moments:
     """The moments that per-set statistics with kept axes stand for."""
     count = stats.count + jnp.zeros_like(stats.var)  # where the variance is, on devices too
     mean, var, count = (jnp.squeeze(a, axes) for a in (stats.mean + stats.residual, stats.var, count))
     return Moments(mean, var, count.astype(jnp.float32))
-
-
-def without_residual(m: Moments) -> rules.Statistics:
-    """The statistics that moments are."""
-    return rules.Statistics(m.mean, jnp.zeros_like(m.mean), m.var, m.count)
 
 
 def merge(a: Moments, b: Moments) -> Moments:

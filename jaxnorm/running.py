@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm.arguments import check_averaging, check_ddof, check_number, is_complex, real, wide
-from jaxnorm.moments import Moments, merge, without_residual
+from jaxnorm.arguments import Axes, check_averaging, check_ddof, check_number, is_complex, real, wide
+from jaxnorm.moments import Moments, merge
 from jaxnorm.rules import Statistics
 from jaxnorm.rules.averaging import Rates, averaging_rates, step, unbiased
 
@@ -121,7 +121,7 @@ class RunningStats(NamedTuple):
                 f"state of shape {self.mean.shape}. Take moments over every axis but the features'."
             )
         _same_kind("RunningStats.update", self, m)
-        return updated(self, without_residual(m), averaging_rates(momentum), ddof=ddof, debias=debias)
+        return updated(self, m, averaging_rates(momentum), ddof=ddof, debias=debias)
 
     def _no_arithmetic(self, other: object) -> NoReturn:
         raise TypeError("RunningStats: arithmetic on the tuple would concatenate or repeat it; use update or blend.")
@@ -130,18 +130,29 @@ class RunningStats(NamedTuple):
 
 
 def updated(
-    stats: RunningStats, batch: Statistics, rates: Rates | None, *, implementation: str | None = None, **options: Any
+    stats: RunningStats,
+    batch: Moments | Statistics,
+    rates: Rates | None,
+    *,
+    ddof: int,
+    debias: bool,
+    axes: Axes = (),
+    implementation: str | None = None,
 ) -> RunningStats:
-    """`RunningStats.update` for checked arguments, by statistics of the features' shape.
+    """`RunningStats.update` for checked arguments; by statistics, with the reduced `axes` kept, as good as by moments.
 
     What is compiled is `_updated`: a public name here would be a layer's in `capture`.
     """
-    return _updated(stats, batch, rates, implementation=implementation, **options)
+    return _updated(stats, batch, rates, ddof=ddof, debias=debias, axes=axes, implementation=implementation)
 
 
-@partial(jax.jit, static_argnames=("ddof", "debias", "implementation"))
-def _updated(stats: RunningStats, batch: Statistics, rates: Rates | None, **options: Any) -> RunningStats:
-    return RunningStats(*step(*stats, batch, rates, **options))
+@partial(jax.jit, static_argnames=("ddof", "debias", "axes", "implementation"))
+def _updated(stats: RunningStats, batch: Any, rates: Rates | None, *, axes: Axes, **options: Any) -> RunningStats:
+    if isinstance(batch, Moments):
+        batch = Statistics(batch.mean, jnp.zeros_like(batch.mean), batch.var, batch.count)
+    else:
+        batch = Statistics(*(jnp.squeeze(a, axes) for a in batch))
+    return RunningStats(*step(stats.mean, stats.var, stats.count, batch, rates, **options))
 
 
 def _same_kind(function: str, stats: RunningStats, m: Moments) -> None:

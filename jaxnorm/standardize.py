@@ -77,39 +77,39 @@ def standardize(
     kept = call.others(axes)
     call.numbers(epsilon, scale_offset)
     call.implementation(implementation)
-    area = rules.Area(axes, *call.devices(axis_name, axis_index_groups), center)
-    y, stats = standardize_area(
+    return standardize_area(
         call.x,
         call.short_parameter("scale", scale, kept, "kept axes"),
         call.short_parameter("bias", bias, kept, "kept axes"),
         features=kept,
-        area=area,
+        area=rules.Area(axes, *call.devices(axis_name, axis_index_groups), center),
         epsilon=epsilon,
         where=call.mask(where),
         scale_offset=scale_offset,
         dtype=call.output_dtype(dtype),
         implementation=implementation,
+        moments=True,
     )
-    return y, from_statistics(stats, axes)
 
 
 def standardize_area(
-    x, scale, bias, *, features=(), area, epsilon, where, scale_offset, dtype, implementation=None
-) -> tuple[jax.Array, rules.Statistics]:
+    x, scale, bias, *, features=(), area, epsilon, where, scale_offset, dtype, implementation=None, moments=False
+) -> tuple[jax.Array, Any]:
     """`standardize` for checked arguments: what every norm that measures its own input calls.
 
-    Statistics come out with the reduced axes kept. Parameters have as many dimensions as x, or those of the axes
-    `features` alone. Compiled as a whole, so that a call outside jit costs one dispatch, and layers of one shape are
-    traced once.
+    Returns y and the statistics, with the reduced axes kept, or moments. Parameters have as many dimensions as x, or
+    those of the axes `features` alone. Compiled as a whole, so that a call outside jit costs one dispatch, and layers
+    of one shape are traced once.
     """
     numbers = _numbers(epsilon, scale_offset, x, scale, bias)
-    static = {"features": features, "area": area, "dtype": dtype, "implementation": implementation}
+    static = {"features": features, "area": area, "dtype": dtype, "implementation": implementation, "moments": moments}
     return _standardize_area(x, scale, bias, where, *numbers, **static)
 
 
-@partial(jax.jit, static_argnames=("features", "area", "dtype", "implementation"))
-def _standardize_area(x, scale, bias, where, epsilon, offset, *, features, area, dtype, implementation):
-    return rules.standardize(x, where, scale, bias, epsilon, offset, area, dtype, features, implementation)
+@partial(jax.jit, static_argnames=("features", "area", "dtype", "implementation", "moments"))
+def _standardize_area(x, scale, bias, where, epsilon, offset, *, features, area, dtype, implementation, moments):
+    y, stats = rules.standardize(x, where, scale, bias, epsilon, offset, area, dtype, features, implementation)
+    return y, from_statistics(stats, area.axes) if moments else stats
 
 
 def standardize_rows(x, scale, bias, *, stream=None, area, epsilon, where, scale_offset, dtype, implementation=None):

@@ -1,6 +1,7 @@
 """Captured layers: replayed by hand they give what was captured; and capturing changes nothing but what is seen."""
 
 from collections import OrderedDict
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -442,18 +443,27 @@ def test_capture_under_vmap_and_of_convolutions():
     equal(y, captured["conv_general_dilated_0"].output)
 
 
+NORMS = {
+    "standardize": lambda x, _, *p, **how: jn.standardize(x, *p, axis=(0, 1), epsilon=1e-5, **how),
+    "batch_norm": partial(jn.batch_norm, training=True),
+    "ghost batches": partial(jn.batch_norm, training=True, ghost_size=3),
+    "batch_renorm": partial(jn.batch_renorm, training=True),
+}
+
+
 @pytest.mark.parametrize("implementation", ["xla", None])
-def test_a_norm_is_captured_by_what_it_normalizes_and_returns_not_by_its_statistics(implementation):
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_a_norm_is_captured_by_what_it_normalizes_and_returns_not_by_its_statistics(norm, implementation):
     x = jax.random.normal(jax.random.key(0), (6, 5, 3)) * 2 + 1
     state, scale, bias = jn.RunningStats.init(3), jnp.array([1.0, 2, 3]), jnp.array([4.0, 5, 6])
 
     def model(x):
-        return jn.batch_norm(x, state, scale, bias, training=True, implementation=implementation)
+        return norm(x, state, scale, bias, implementation=implementation)
 
-    (y, _), captured = capture(model, x)
-    assert list(captured) == ["standardize_0"]
-    np.testing.assert_array_equal(captured["standardize_0"].input, x)
-    np.testing.assert_array_equal(captured["standardize_0"].output, y)
+    (y, *_), captured = capture(model, x)
+    assert [name for name in captured if name != "clip_0"] == ["standardize_0"]  # of jnp.clip, in batch_renorm
+    np.testing.assert_array_equal(captured["standardize_0"].input.reshape(x.shape), x)
+    np.testing.assert_array_equal(captured["standardize_0"].output.reshape(x.shape), y)
 
 
 def test_layers_in_a_while_loop_are_not_seen_but_computed():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from jax.sharding import PartitionSpec as P
 
 import jaxnorm as jn
 from jaxnorm import rules
@@ -90,29 +91,61 @@ def test_traced_momentum_equals_a_python_number(options, batches):
     )
 
 
+COUNTS = {
+    "one for all": np.float32(7),
+    "each its own": np.float32([0, 1, 2, 3, 40]),
+    "a Python number": 7,
+    "integers": np.int32([0, 1, 2, 3, 40]),
+    "half precision": np.arange(5, dtype=jnp.bfloat16),
+}
+
+
 @pytest.mark.parametrize("implementation", [None, "xla"], ids=["by the kernel, if there is one", "by the formula"])
-@pytest.mark.parametrize("n", [7.0, np.float32([0, 1, 2, 3, 40])], ids=["as many for all", "each its own"])
-@pytest.mark.parametrize("ddof", [0, 1, 2])
+@pytest.mark.parametrize("n", COUNTS.values(), ids=COUNTS)
+@pytest.mark.parametrize("ddof", [0, True, 2])
 def test_a_step(ddof, n, implementation, rng):
     """Every array is another, and a feature that has not more than ddof values keeps every bit."""
-    mean, var, count, batch_mean, batch_var = rng.normal(size=(5, 5)).astype(np.float32) + np.float32(
-        [[0], [9]] * 2 + [[9]]
-    )
+    arrays = np.add(rng.normal(size=(5, 5)), [[0], [9], [0], [9], [9]])
+    mean, var, count, batch_mean, batch_var = arrays.astype(np.float32)
     residual = np.float32([0, 1e-3, -2e-3, 0.5, 0])
-    batch = rules.Statistics(*map(jnp.asarray, (batch_mean, residual, batch_var)), jnp.reshape(n, (-1,)))
+    batch = rules.Statistics(batch_mean, residual, batch_var, n)
     options = {"ddof": ddof, "debias": False, "implementation": implementation}
-    step = jax.jit(
-        lambda old, batch, momentum: averaging.step(*old, batch, averaging.averaging_rates(momentum), **options)
-    )
+    rates = averaging.averaging_rates
+    step = jax.jit(lambda old, batch, momentum: averaging.step(*old, batch, rates(momentum), **options))
     new = step((mean, var, count), batch, 0.75)
 
-    enough = np.broadcast_to(n, 5) > ddof
-    factor = np.where(enough, n / np.where(enough, np.float64(n) - ddof, 1), 1)
+    values = np.broadcast_to(np.asarray(n, np.float64), 5)
+    enough = values > ddof
+    factor = np.where(enough, values / np.where(enough, values - ddof, 1), 1)
     np.testing.assert_allclose(new[0][enough], (0.75 * mean + 0.25 * (batch_mean + residual))[enough], rtol=1e-6)
     np.testing.assert_allclose(new[1][enough], (0.75 * var + 0.25 * batch_var * factor)[enough], rtol=1e-6)
     np.testing.assert_array_equal(new[2][enough], count[enough] + 1)
     for a, old in zip(new, (mean, var, count), strict=True):
         np.testing.assert_array_equal(a[~enough], old[~enough])
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (1, 4), (3, 4)])
+def test_counts_are_broadcast_to_the_features(shape):
+    m = jn.Moments(jnp.ones((3, 4)), jnp.ones((3, 4)), jnp.arange(float(np.prod(shape))).reshape(shape))
+    new = jn.RunningStats.init((3, 4)).update(m, momentum=0.5, ddof=1)
+    np.testing.assert_array_equal(new.count, np.broadcast_to(m.count > 1, (3, 4)))
+    with pytest.raises((TypeError, ValueError), match=r"\(7,\)"):
+        jn.RunningStats.init(3).update(jn.Moments(jnp.ones(3), jnp.ones(3), jnp.ones(7)))
+
+
+@pytest.mark.parametrize("what", ["momentum", "count"])
+def test_a_step_that_differs_between_devices_is_known_to_differ(what):
+    mesh = jax.make_mesh((2,), ("data",))
+
+    def update(stats):
+        of_device = jnp.float32(2) + jax.lax.axis_index("data").astype(jnp.float32)
+        batch = jn.Moments(stats.var, stats.var, jnp.full(3, of_device if what == "count" else 9.0))
+        return stats.update(batch, momentum=1 / of_device if what == "momentum" else 0.5)
+
+    with pytest.raises(ValueError, match="out_specs"):
+        jax.shard_map(update, mesh=mesh, in_specs=P(), out_specs=P())(jn.RunningStats.init(3))
+    new = jax.shard_map(update, mesh=mesh, in_specs=P(), out_specs=P("data"))(jn.RunningStats.init(3))
+    np.testing.assert_allclose(new.mean, np.repeat([1 / 2, 2 / 3] if what == "momentum" else [0.5, 0.5], 3), rtol=1e-6)
 
 
 def test_no_gradient_flows_through_a_step(rng):

@@ -90,12 +90,13 @@ class Workers {
       for (int64_t i; (i = job->next.fetch_add(1)) < count; job->done.fetch_add(1)) f(i);
     };
     for (int64_t h = 0; h < helpers; ++h) pool_->Schedule(decltype(help)(help));
-    // A helper that does not even come to its nap keeps being woken there. Another one may have its place elsewhere.
+    // One that naps for long, or does not even come to it, is soon woken there again: another may have a better place.
     const auto begun = std::chrono::steady_clock::now();
     bool called = false;
     for (int64_t i; (i = job->next.fetch_add(1)) < count; job->done.fetch_add(1)) {
       f(i);
-      if (called || job->helped.load() || std::chrono::steady_clock::now() - begun < kLate) continue;
+      if (called || job->helped.load() || job->next.load() >= count) continue;
+      if (std::chrono::steady_clock::now() - begun < kLate) continue;
       called = true;
       pool_->Schedule(decltype(help)(help));
     }
@@ -243,12 +244,15 @@ ffi::Error columns_backward(ffi::ThreadPool pool, In x, In mean, In residual, In
 // A step of a running average; features without enough values keep every bit.
 ffi::Error average(ffi::ThreadPool, In mean, In var, In count, In batch_mean, In residual, In batch_var, In n, In past,
                    In fresh, Out new_mean, Out new_var, Out new_count, int64_t ddof) {
+  const bool one = n.element_count() == 1;
+  if (mean.element_type() != ffi::F32 || n.element_type() != ffi::F32 ||
+      (!one && n.element_count() != mean.element_count()))
+    return ffi::Error::InvalidArgument("jaxnorm: the average is of float32, n one number or one for each");
   const auto in = [](const In& array) { return static_cast<const float*>(array.untyped_data()); };
   const auto out = [](Out& array) { return static_cast<float*>(array->untyped_data()); };
   const float *m = in(mean), *v = in(var), *c = in(count), *bm = in(batch_mean), *r = in(residual), *bv = in(batch_var);
   const float *values = in(n), w = *in(past), share = *in(fresh), lost = ddof;
   float *__restrict nm = out(new_mean), *__restrict nv = out(new_var), *__restrict nc = out(new_count);
-  const bool one = n.element_count() == 1;
   for (size_t i = 0; i < mean.element_count(); ++i) {
     const float value = values[one ? 0 : i];
     const bool enough = value > lost;

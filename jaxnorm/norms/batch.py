@@ -17,9 +17,8 @@ from jaxnorm.arguments import (
     wide,
 )
 from jaxnorm.eager import number, one_program, unless_zero
-from jaxnorm.moments import without_residual
 from jaxnorm.norms.ghost import standardize_ghosts
-from jaxnorm.rules import Area, Statistics, spread
+from jaxnorm.rules import Area, spread
 from jaxnorm.rules.averaging import Rates, averaging_rates
 from jaxnorm.running import RunningStats, updated
 from jaxnorm.standardize import normalize_area, standardize_area
@@ -155,13 +154,11 @@ def _batch_norm(
         call.several_values(axes, axis_name, groups)
         fixed = {"features": features, "area": Area(axes, axis_name, groups), "implementation": implementation}
         y, batch = standardize_area(call.x, scale, bias, where=where, **fixed, **options)
-        batch = Statistics(*(jnp.squeeze(a, axes) for a in batch))
     else:
         parameters = (spread(p, call.x.ndim, features) for p in (scale, bias))
         options["implementation"] = implementation
-        y, m = standardize_ghosts(call, where, *parameters, axes=axes, size=ghost_size, **options)
-        batch = without_residual(m)
-    how = {"ddof": ddof, "debias": debias, "implementation": implementation}
+        y, batch = standardize_ghosts(call, where, *parameters, axes=axes, size=ghost_size, **options)
+    how = {"ddof": ddof, "debias": debias, "axes": axes, "implementation": implementation}
     return y, None if stats is None else updated(stats, batch, rates, **how)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm.arguments import Axes, Call
-from jaxnorm.moments import Moments, from_statistics, merge, merge_axis
+from jaxnorm.moments import Moments, merge, merge_axis
 from jaxnorm.rules import Area
 from jaxnorm.standardize import standardize_area
 
@@ -44,13 +44,12 @@ def standardize_ghosts(
     if count:
         x, *parameters, mask = (fold(cut(v, 0, full)) for v in arrays)
         area = Area(tuple(a + 1 for a in axes))
-        y, stats = standardize_area(x, *parameters, area=area, where=mask, **options)
+        y, m = standardize_area(x, *parameters, area=area, where=mask, moments=True, **options)
         ys.append(y.reshape(*y.shape[:lead], full, *y.shape[lead + 2 :]))
-        ghosts = from_statistics(stats, area.axes)
-        moments.append(merge_axis(ghosts, lead))  # every axis before the leading reduced one is kept
+        moments.append(merge_axis(m, lead))  # every axis before the leading reduced one is kept
     if rest or not count:
         x, *parameters, mask = (cut(v, full, rows) for v in arrays)
-        y, stats = standardize_area(x, *parameters, area=Area(axes), where=mask, **options)
+        y, m = standardize_area(x, *parameters, area=Area(axes), where=mask, moments=True, **options)
         ys.append(y)
-        moments.append(from_statistics(stats, axes))
+        moments.append(m)
     return (ys[0], moments[0]) if len(ys) == 1 else (jnp.concatenate(ys, axis=lead), merge(*moments))

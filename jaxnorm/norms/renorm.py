@@ -12,7 +12,8 @@ from jaxnorm.arguments import AxisLike, AxisName, Call, IndexGroups, check_avera
 from jaxnorm.moments import measure_area
 from jaxnorm.norms.batch import check_state
 from jaxnorm.rules import Area
-from jaxnorm.running import RunningStats
+from jaxnorm.rules.averaging import averaging_rates
+from jaxnorm.running import RunningStats, updated
 from jaxnorm.standardize import normalize_area, standardize_area
 
 
@@ -98,12 +99,16 @@ def batch_renorm(
         return normalize_area(call.x, old_mean, old_var, scale, bias, **options), stats
     area = Area(axes, *call.devices(axis_name, axis_index_groups))
     call.several_values(axes, area.axis_name, area.groups)
+    options["implementation"] = implementation
     y, m = _renormalize_area(call.x, old_mean, old_var, scale, bias, r_max, d_max, area=area, **options)
-    return y, stats.update(m, momentum=momentum, ddof=ddof, debias=debias)
+    how = {"ddof": ddof, "debias": debias, "implementation": implementation}
+    return y, updated(stats, m, averaging_rates(momentum), **how)
 
 
-@partial(jax.jit, static_argnames=("area", "dtype"))
-def _renormalize_area(x, old_mean, old_var, scale, bias, r_max, d_max, *, area, epsilon, where, scale_offset, dtype):
+@partial(jax.jit, static_argnames=("area", "dtype", "implementation"))
+def _renormalize_area(
+    x, old_mean, old_var, scale, bias, r_max, d_max, *, area, epsilon, where, scale_offset, dtype, implementation
+):
     m = lax.stop_gradient(measure_area(x, where, area=area))
     arrays = [old_mean, x, *(p for p in (scale, bias) if p is not None)]
     width = reduce(np.promote_types, (wide(a.dtype) for a in arrays))
@@ -117,6 +122,7 @@ def _renormalize_area(x, old_mean, old_var, scale, bias, r_max, d_max, *, area, 
     factor = jnp.ones((), width) if scale is None else offset.astype(width) + scale.astype(width)
     shift = factor * d if bias is None else factor * d + bias.astype(width)
     options = {"area": area, "epsilon": epsilon, "where": where, "scale_offset": 0.0, "dtype": dtype}
+    options["implementation"] = implementation
     y, _ = standardize_area(x, factor * r.astype(width), shift, **options)
     return y, m
 

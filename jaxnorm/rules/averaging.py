@@ -2,6 +2,7 @@
 
 XLA hands a program of more than a thousand operations to another thread, which costs more than a small norm. The
 operations of a kernel it does not count: with the step in one, a call of batch norm alone is done where it was made.
+The kernel knows fixed weights and float32; debiased, cumulative and wider averages are left to XLA.
 """
 
 from collections.abc import Callable, Sequence
@@ -79,17 +80,21 @@ def step(
 ) -> list[jax.Array]:
     """mean, var and count after one more batch. Arrays have the features' shape, the batch's count may be one number
     for all. No gradient flows."""
-    arrays = (mean, var, count, *batch)
-    if rates is None or debias or implementation == "xla" or not _alike(arrays[:-1]):
-        return jax.lax.stop_gradient(_formula(arrays, rates, ddof=ddof, debias=debias))
-    weights = (jnp.asarray(w, jnp.float32) for w in rates[:2])
-    return step_p.bind(*jax.lax.stop_gradient([*arrays, *weights]), ddof=ddof)
+    arrays, ddof = (mean, var, count, *batch), int(ddof)
+    if rates is not None and not debias and implementation != "xla":
+        flat = *arrays, *(jnp.asarray(w, jnp.float32) for w in rates[:2])
+        if _served(*map(jax.typeof, flat)):
+            return step_p.bind(*jax.lax.stop_gradient(flat), ddof=ddof)
+    return jax.lax.stop_gradient(_formula(arrays, rates, ddof=ddof, debias=debias))
 
 
-def _alike(arrays: tuple[jax.Array, ...]) -> bool:
-    """Arrays of one type, in float32, in the same places of a mesh if there is one."""
-    kinds = {(t.shape, t.dtype, t.sharding, t.mat) for t in map(jax.typeof, arrays)}
-    return len(kinds) == 1 and arrays[0].dtype == np.float32
+def _served(*types) -> bool:
+    """Float32 of one shape, in the same places of a mesh, the same on all devices; n may be a number, weights are."""
+    *arrays, n, past, new = types
+    shape = arrays[0].shape
+    numbers = past.shape == new.shape == () and n.shape in ((), (1,) * len(shape), shape)
+    alike = len({(t.shape, t.sharding) for t in arrays}) == 1
+    return alike and numbers and all(t.dtype == np.float32 and not t.mat.varying for t in types)
 
 
 def _formula(arrays: Sequence[jax.Array], rates: Rates | None, *, ddof: int, debias: bool = False) -> list[jax.Array]:
