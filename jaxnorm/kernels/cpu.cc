@@ -105,7 +105,7 @@ class Workers {
 
  private:
   static constexpr int64_t kWorthWaking = 256 << 10;
-  static constexpr std::chrono::microseconds kLate{50};  // several times what waking takes
+  static constexpr std::chrono::microseconds kLate{50};  // by then a helper that comes has come
   ffi::ThreadPool* pool_;
   int64_t threads_;
 };
