@@ -14,18 +14,7 @@ import jaxnorm.inspect as jn_inspect
 import jaxnorm.plots as jn_plots
 
 PACKAGE = Path(jn.__file__).parent
-ORDER = [
-    "arguments",
-    "eager",
-    "collectives",
-    "kernels",
-    "rules",
-    "averaging",
-    "moments",
-    "running",
-    "standardize",
-    "norms",
-]
+ORDER = ["arguments", "eager", "collectives", "kernels", "rules", "moments", "running", "standardize", "norms"]
 ORDER += ["fold", "decay", "convert", "linen", "nnx", "inspect", "plots"]
 MODULES = {"linen", "nnx"}  # of Flax: the only names of files and folders that may import it
 BUILD = PACKAGE / "kernels/build.py"  # runs where the package is built, under hatchling
@@ -66,6 +55,10 @@ def test_imports_point_one_way(path):
         [module] if path.parent != PACKAGE else []
     )  # files of one folder may build on another
     assert imports(path) <= set(below), f"{module} may import only {below}"
+
+
+def test_the_order_of_imports_is_of_what_is_there():
+    assert {p.stem for p in PACKAGE.iterdir() if p.suffix in ("", ".py") and p.stem.isidentifier()} >= set(ORDER)
 
 
 def loaded_by_importing(module: str) -> list[str]:
