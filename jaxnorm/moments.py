@@ -93,14 +93,16 @@ def moments(
     return measure_area(call.x, call.mask(where), area=area)
 
 
-def measure_area(x: jax.Array, where: jax.Array | None, *, area: rules.Area) -> Moments:
+def measure_area(
+    x: jax.Array, where: jax.Array | None, *, area: rules.Area, implementation: str | None = None
+) -> Moments:
     """`moments` for checked arguments."""
-    return _measure_area(x, where, area=area)
+    return _measure_area(x, where, area, implementation)
 
 
-@partial(jax.jit, static_argnames="area")
-def _measure_area(x: jax.Array, where: jax.Array | None, *, area: rules.Area) -> Moments:
-    return from_statistics(rules.measure(x, where, area), area.axes)
+@partial(jax.jit, static_argnames=("area", "implementation"))
+def _measure_area(x, where, area: rules.Area, implementation: str | None) -> Moments:
+    return from_statistics(rules.measure(x, where, area, implementation), area.axes)
 
 
 def from_statistics(stats: rules.Statistics, axes: Axes) -> Moments:

@@ -357,6 +357,25 @@ def test_nothing_is_left_for_xla_to_compute(name):
     assert compiled.as_text().count(" custom-call(") == 1 + len(state)
 
 
+GIVEN = {"standardize": {"axis": 0, "epsilon": 1e-5}, "batch_renorm": {"training": True}, **NORMS}
+CHOOSING = [name for name in jn.__all__ if "implementation" in getattr(getattr(jn, name), "__annotations__", ())]
+
+
+@served
+@pytest.mark.parametrize("name", CHOOSING)
+def test_xla_means_no_kernel_at_all(name):
+    x = jnp.ones((4, 6, 32))
+    state = (jn.RunningStats.init(32),) if name in ("batch_norm", "batch_renorm") else ()
+
+    def text(implementation):
+        norm = functools.partial(getattr(jn, name), implementation=implementation, **GIVEN[name])
+        both = jax.jit(lambda x: (norm(x, *state), jax.grad(lambda x: jax.tree.leaves(norm(x, *state))[0].sum())(x)))
+        return both.lower(x).as_text()
+
+    assert "jaxnorm_" in text(None)
+    assert "jaxnorm_" not in text("xla")
+
+
 @served
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", NORMS)

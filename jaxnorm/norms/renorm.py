@@ -109,7 +109,7 @@ def batch_renorm(
 def _renormalize_area(
     x, old_mean, old_var, scale, bias, r_max, d_max, *, area, epsilon, where, scale_offset, dtype, implementation
 ):
-    m = lax.stop_gradient(measure_area(x, where, area=area))
+    m = lax.stop_gradient(measure_area(x, where, area=area, implementation=implementation))
     arrays = [old_mean, x, *(p for p in (scale, bias) if p is not None)]
     width = reduce(np.promote_types, (wide(a.dtype) for a in arrays))
     narrow = real(width)  # of what is real also for complex numbers

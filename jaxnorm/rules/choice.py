@@ -30,11 +30,11 @@ def _fused(implementation: str | None, where, area: Area, *arrays) -> bool:
     return hindrance is None
 
 
-def measure(x: jax.Array, where: jax.Array | None, area: Area) -> Statistics:
+def measure(x: jax.Array, where: jax.Array | None, area: Area, implementation: str | None = None) -> Statistics:
     """The statistics of each set of numbers."""
-    if not _fused(None, where, area, x):
+    if not _fused(implementation, where, area, x):
         return statistics.measure(x, where, area)
-    return _counted(x, area.axes, fused.measure(x, area.axes, area.center))
+    return _counted(x, area.axes, fused.measure(x, area.axes, area.center, implementation))
 
 
 def standardize(

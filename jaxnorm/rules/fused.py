@@ -33,10 +33,10 @@ def standardize(norm: Norm, inputs: Inputs) -> list[jax.Array]:
     return bind(standardize_p, _on_the_same_devices(inputs), norm=norm)
 
 
-def measure(x: jax.Array, axes, center: bool) -> list[jax.Array]:
+def measure(x: jax.Array, axes, center: bool, implementation: str | None) -> list[jax.Array]:
     """mean, residual and var of each set."""
     lowering.know_devices()
-    norm = Norm(axes, (), center, x.dtype, True, False)
+    norm = Norm(axes, (), center, x.dtype, True, False, implementation)
     return bind(measure_p, (x,), norm=norm)
 
 
