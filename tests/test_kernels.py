@@ -345,6 +345,14 @@ NORMS = {
 
 
 @served
+@pytest.mark.parametrize("n", [jnp.ones(7), jnp.ones(0), jnp.ones(3, jnp.int32)], ids=["too many", "none", "integers"])
+def test_an_average_of_counts_that_do_not_fit_is_refused_not_read(n):
+    a, number = jnp.ones(3), jnp.float32(0.5)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="n one number or one for each"):
+        jax.block_until_ready(jax.jit(functools.partial(cpu.average, ddof=0))(a, a, a, a, a, a, n, number, number))
+
+
+@served
 @pytest.mark.parametrize("name", NORMS)
 def test_nothing_is_left_for_xla_to_compute(name):
     """It hands a program of a thousand operations to another thread, and independent ones to several."""

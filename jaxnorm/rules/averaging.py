@@ -17,7 +17,8 @@ from jax.interpreters import batching, mlir
 from jax.typing import ArrayLike
 
 from jaxnorm.arguments import real
-from jaxnorm.kernels import cpu, library
+from jaxnorm.kernels import cpu
+from jaxnorm.rules import lowering
 from jaxnorm.rules.primitive import mapped, program
 from jaxnorm.rules.statistics import Statistics
 
@@ -128,8 +129,7 @@ def _on_cpu(ctx, *flat, ddof: int):
     """By the kernel where one device has it all: of several, XLA knows what each has."""
     axes = ctx.module_context.axis_context
     alone = isinstance(axes, mlir.ShardingContext) and axes.num_devices == 1
-    exported = ctx.module_context.lowering_parameters.for_export
-    here = cpu.average if alone and not exported and library.missing() is None else _flat_formula
+    here = cpu.average if alone and lowering.missing(ctx) is None else _flat_formula
     return mlir.lower_fun(here, multiple_results=True)(ctx, *flat, ddof=ddof)
 
 

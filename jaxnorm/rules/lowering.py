@@ -67,15 +67,20 @@ def _obstacle(ctx, norm: Norm, names: list[str], want) -> str | None:
     if norm.implementation == "xla":
         return "implementation='xla'"
     axes = ctx.module_context.axis_context
-    if ctx.module_context.lowering_parameters.for_export:
-        return "an exported program must run without them"
     if isinstance(axes, mlir.SPMDAxisContext) and set(axes.manual_axes) != set(axes.mesh.axis_names):
         return "some axes of the mesh are manual, some are not"
     if isinstance(axes, mlir.ShardingContext) and axes.num_devices > 1 and axes.abstract_mesh is None:
         return "several devices, without a mesh that says how x is divided"
     avals = dict(zip(names, ctx.avals_in, strict=True))
     likes = [w for w in (want or ())[1:3] if w is not None]
-    return library.missing() or native.hindrance(norm, avals["x"], avals.get("scale"), avals.get("bias"), *likes)
+    return missing(ctx) or native.hindrance(norm, avals["x"], avals.get("scale"), avals.get("bias"), *likes)
+
+
+def missing(ctx) -> str | None:
+    """Why no kernel at all can be called in this program, or None."""
+    if ctx.module_context.lowering_parameters.for_export:
+        return "an exported program must run without them"
+    return library.missing()
 
 
 _devices_known = False
