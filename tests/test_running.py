@@ -91,6 +91,16 @@ def test_traced_momentum_equals_a_python_number(options, batches):
     )
 
 
+@pytest.mark.parametrize("options", [{"ddof": 1}, {"debias": True}, {"momentum": None}, {"momentum": 0.5}], ids=str)
+def test_batch_renorm_keeps_the_statistics_that_batch_norm_keeps(options, batches):
+    options = {"momentum": 0.9, **options}
+    renorm = norm = jn.RunningStats.init(3)
+    for batch in batches:
+        _, renorm = jn.batch_renorm(batch, renorm, training=True, **options)
+        _, norm = jn.batch_norm(batch, norm, training=True, **options)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), renorm, norm)
+
+
 COUNTS = {
     "one for all": np.float32(7),
     "each its own": np.float32([0, 1, 2, 3, 40]),
